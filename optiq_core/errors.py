@@ -1,0 +1,66 @@
+"""Errors of the core, all derived from :class:`OptiqError`.
+
+::
+
+    OptiqError
+    ├── BaseModelError      a base that cannot be loaded
+    ├── AdapterError        an adapter folder that cannot be served
+    ├── DataError           training data that cannot be read
+    └── TrainingError       a run that cannot start or go on
+
+Messages name the file and the field and say what would be right. They never hold prompt text.
+"""
+
+from __future__ import annotations
+
+
+class OptiqError(Exception):
+    """Base class of every error that Optiq raises on purpose."""
+
+
+class BaseModelError(OptiqError):
+    """A base that does not exist, is damaged, or that MLX cannot load."""
+
+
+class AdapterError(OptiqError):
+    """An adapter folder that cannot be served.
+
+    Args:
+        code: stable, upper snake case, for example ``SHAPE_MISMATCH``.
+        message: one sentence for a person.
+        file: name inside the folder.
+        tensor: tensor or configuration field.
+        expected: what would be right.
+        found: what is there.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        file: str = "",
+        tensor: str = "",
+        expected: str = "",
+        found: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.file = file
+        self.tensor = tensor
+        self.expected = expected
+        self.found = found
+
+    def __str__(self) -> str:
+        where = " ".join(p for p in (self.file, self.tensor) if p)
+        detail = f" (expected {self.expected}, found {self.found})" if self.expected or self.found else ""
+        return f"{self.code}: {where + ': ' if where else ''}{self.message}{detail}"
+
+
+class DataError(OptiqError):
+    """Training data that cannot be read; the message names file and line."""
+
+
+class TrainingError(OptiqError):
+    """A training run that cannot start or go on."""

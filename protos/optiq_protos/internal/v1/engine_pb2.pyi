@@ -1,0 +1,134 @@
+from optiq_protos.v1 import generation_pb2 as _generation_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetBaseRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TargetModule(_message.Message):
+    __slots__ = ("path", "input_dims", "output_dims")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    INPUT_DIMS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_DIMS_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    input_dims: int
+    output_dims: int
+    def __init__(self, path: _Optional[str] = ..., input_dims: _Optional[int] = ..., output_dims: _Optional[int] = ...) -> None: ...
+
+class GetBaseResponse(_message.Message):
+    __slots__ = ("path", "digest", "memory_bytes", "bits_per_weight", "layer_count", "max_context", "modules", "device_kind", "device_name", "compute", "notes")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BITS_PER_WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    LAYER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NAME_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    digest: str
+    memory_bytes: int
+    bits_per_weight: float
+    layer_count: int
+    max_context: int
+    modules: _containers.RepeatedCompositeFieldContainer[TargetModule]
+    device_kind: str
+    device_name: str
+    compute: str
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, path: _Optional[str] = ..., digest: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., bits_per_weight: _Optional[float] = ..., layer_count: _Optional[int] = ..., max_context: _Optional[int] = ..., modules: _Optional[_Iterable[_Union[TargetModule, _Mapping]]] = ..., device_kind: _Optional[str] = ..., device_name: _Optional[str] = ..., compute: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class LoadAdapterRequest(_message.Message):
+    __slots__ = ("digest", "path")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    path: str
+    def __init__(self, digest: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
+
+class LoadAdapterResponse(_message.Message):
+    __slots__ = ("resident_bytes",)
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    resident_bytes: int
+    def __init__(self, resident_bytes: _Optional[int] = ...) -> None: ...
+
+class UnloadAdapterRequest(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+
+class UnloadAdapterResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GenerateRequest(_message.Message):
+    __slots__ = ("request_id", "adapter_digest", "adapter_scale", "messages", "raw_text", "token_ids", "sampling", "max_tokens", "stop")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_SCALE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    RAW_TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    adapter_digest: str
+    adapter_scale: float
+    messages: _generation_pb2.ChatMessages
+    raw_text: str
+    token_ids: _generation_pb2.TokenIds
+    sampling: _generation_pb2.SamplingParams
+    max_tokens: int
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request_id: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., adapter_scale: _Optional[float] = ..., messages: _Optional[_Union[_generation_pb2.ChatMessages, _Mapping]] = ..., raw_text: _Optional[str] = ..., token_ids: _Optional[_Union[_generation_pb2.TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GenerateResponse(_message.Message):
+    __slots__ = ("queued", "started", "chunk", "finished")
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    queued: _generation_pb2.Queued
+    started: _generation_pb2.Started
+    chunk: _generation_pb2.Chunk
+    finished: _generation_pb2.Finished
+    def __init__(self, queued: _Optional[_Union[_generation_pb2.Queued, _Mapping]] = ..., started: _Optional[_Union[_generation_pb2.Started, _Mapping]] = ..., chunk: _Optional[_Union[_generation_pb2.Chunk, _Mapping]] = ..., finished: _Optional[_Union[_generation_pb2.Finished, _Mapping]] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("active_rows", "queued_requests", "resident_adapters", "adapter_bytes", "kv_cache_bytes", "active_memory_bytes", "peak_memory_bytes", "tokens_per_second", "generated_tokens", "max_adapters_in_one_step")
+    ACTIVE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_ADAPTERS_IN_ONE_STEP_FIELD_NUMBER: _ClassVar[int]
+    active_rows: int
+    queued_requests: int
+    resident_adapters: int
+    adapter_bytes: int
+    kv_cache_bytes: int
+    active_memory_bytes: int
+    peak_memory_bytes: int
+    tokens_per_second: float
+    generated_tokens: int
+    max_adapters_in_one_step: int
+    def __init__(self, active_rows: _Optional[int] = ..., queued_requests: _Optional[int] = ..., resident_adapters: _Optional[int] = ..., adapter_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., active_memory_bytes: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., max_adapters_in_one_step: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,198 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class AdapterState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADAPTER_STATE_UNSPECIFIED: _ClassVar[AdapterState]
+    ADAPTER_STATE_DISCOVERED: _ClassVar[AdapterState]
+    ADAPTER_STATE_VALIDATING: _ClassVar[AdapterState]
+    ADAPTER_STATE_AVAILABLE: _ClassVar[AdapterState]
+    ADAPTER_STATE_LOADING: _ClassVar[AdapterState]
+    ADAPTER_STATE_RESIDENT: _ClassVar[AdapterState]
+    ADAPTER_STATE_UNLOADING: _ClassVar[AdapterState]
+    ADAPTER_STATE_QUARANTINED: _ClassVar[AdapterState]
+ADAPTER_STATE_UNSPECIFIED: AdapterState
+ADAPTER_STATE_DISCOVERED: AdapterState
+ADAPTER_STATE_VALIDATING: AdapterState
+ADAPTER_STATE_AVAILABLE: AdapterState
+ADAPTER_STATE_LOADING: AdapterState
+ADAPTER_STATE_RESIDENT: AdapterState
+ADAPTER_STATE_UNLOADING: AdapterState
+ADAPTER_STATE_QUARANTINED: AdapterState
+
+class QuarantineReason(_message.Message):
+    __slots__ = ("code", "message", "file", "tensor", "expected", "found")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    file: str
+    tensor: str
+    expected: str
+    found: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., file: _Optional[str] = ..., tensor: _Optional[str] = ..., expected: _Optional[str] = ..., found: _Optional[str] = ...) -> None: ...
+
+class Adapter(_message.Message):
+    __slots__ = ("name", "digest", "state", "quarantine", "format", "kind", "base_model", "module_count", "min_rank", "max_rank", "parameter_count", "targets", "disk_bytes", "resident_bytes", "active_leases", "create_time", "update_time", "source_path", "drop_to_routable_ms", "etag")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINE_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODULE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MIN_RANK_FIELD_NUMBER: _ClassVar[int]
+    MAX_RANK_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_LEASES_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_PATH_FIELD_NUMBER: _ClassVar[int]
+    DROP_TO_ROUTABLE_MS_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    digest: str
+    state: AdapterState
+    quarantine: QuarantineReason
+    format: str
+    kind: str
+    base_model: str
+    module_count: int
+    min_rank: int
+    max_rank: int
+    parameter_count: int
+    targets: _containers.RepeatedScalarFieldContainer[str]
+    disk_bytes: int
+    resident_bytes: int
+    active_leases: int
+    create_time: _timestamp_pb2.Timestamp
+    update_time: _timestamp_pb2.Timestamp
+    source_path: str
+    drop_to_routable_ms: float
+    etag: str
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[AdapterState, str]] = ..., quarantine: _Optional[_Union[QuarantineReason, _Mapping]] = ..., format: _Optional[str] = ..., kind: _Optional[str] = ..., base_model: _Optional[str] = ..., module_count: _Optional[int] = ..., min_rank: _Optional[int] = ..., max_rank: _Optional[int] = ..., parameter_count: _Optional[int] = ..., targets: _Optional[_Iterable[str]] = ..., disk_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., active_leases: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., source_path: _Optional[str] = ..., drop_to_routable_ms: _Optional[float] = ..., etag: _Optional[str] = ...) -> None: ...
+
+class ListAdaptersRequest(_message.Message):
+    __slots__ = ("parent", "page_size", "page_token")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    page_size: int
+    page_token: str
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListAdaptersResponse(_message.Message):
+    __slots__ = ("adapters", "next_page_token")
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
+    next_page_token: str
+    def __init__(self, adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class GetAdapterRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetAdapterResponse(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
+
+class ImportAdapterRequest(_message.Message):
+    __slots__ = ("parent", "adapter_id", "source_path")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_PATH_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    adapter_id: str
+    source_path: str
+    def __init__(self, parent: _Optional[str] = ..., adapter_id: _Optional[str] = ..., source_path: _Optional[str] = ...) -> None: ...
+
+class ImportAdapterResponse(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
+
+class DeleteAdapterRequest(_message.Message):
+    __slots__ = ("name", "etag")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    etag: str
+    def __init__(self, name: _Optional[str] = ..., etag: _Optional[str] = ...) -> None: ...
+
+class DeleteAdapterResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LoadAdapterRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class LoadAdapterResponse(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
+
+class UnloadAdapterRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class UnloadAdapterResponse(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
+
+class WatchAdaptersRequest(_message.Message):
+    __slots__ = ("parent",)
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    def __init__(self, parent: _Optional[str] = ...) -> None: ...
+
+class WatchAdaptersResponse(_message.Message):
+    __slots__ = ("type", "adapter")
+    class ChangeType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        CHANGE_TYPE_UNSPECIFIED: _ClassVar[WatchAdaptersResponse.ChangeType]
+        CHANGE_TYPE_LISTED: _ClassVar[WatchAdaptersResponse.ChangeType]
+        CHANGE_TYPE_CHANGED: _ClassVar[WatchAdaptersResponse.ChangeType]
+        CHANGE_TYPE_DELETED: _ClassVar[WatchAdaptersResponse.ChangeType]
+        CHANGE_TYPE_LIST_END: _ClassVar[WatchAdaptersResponse.ChangeType]
+    CHANGE_TYPE_UNSPECIFIED: WatchAdaptersResponse.ChangeType
+    CHANGE_TYPE_LISTED: WatchAdaptersResponse.ChangeType
+    CHANGE_TYPE_CHANGED: WatchAdaptersResponse.ChangeType
+    CHANGE_TYPE_DELETED: WatchAdaptersResponse.ChangeType
+    CHANGE_TYPE_LIST_END: WatchAdaptersResponse.ChangeType
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    type: WatchAdaptersResponse.ChangeType
+    adapter: Adapter
+    def __init__(self, type: _Optional[_Union[WatchAdaptersResponse.ChangeType, str]] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
