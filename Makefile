@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+comma  := ,
 UNAME  := $(shell uname -s)
 # Linux needs a backend for mlx; Apple Silicon's is in the wheel. `make BACKEND=cuda13 setup` for a GPU.
 BACKEND ?= $(if $(filter Linux,$(UNAME)),cpu,)
 EXTRAS := dev$(if $(BACKEND),$(comma)$(BACKEND))
-comma  := ,
 
 .PHONY: setup demo test test-all check format protos clean help
 
