@@ -63,4 +63,13 @@ class DataError(OptiqError):
 
 
 class TrainingError(OptiqError):
-    """A training run that cannot start or go on."""
+    """A training run that cannot start or go on.
+
+    Args:
+        message: one sentence for a person.
+        field: the configuration field that is wrong, where one is.
+    """
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field

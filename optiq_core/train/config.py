@@ -1,0 +1,105 @@
+"""What a training run is asked to do. No MLX here: the daemon checks requests with this module."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+from optiq_core.errors import TrainingError
+
+RankScaling = Literal["constant", "by_bits"]
+
+RANK_SCALINGS: tuple[RankScaling, ...] = ("constant", "by_bits")
+
+# (lowest, highest) allowed value of every integer field, both inclusive.
+_RANGES: dict[str, tuple[int, int]] = {
+    "rank": (1, 1024),
+    "iters": (1, 10_000_000),
+    "batch_size": (1, 4096),
+    "max_seq_length": (8, 1_048_576),
+    "steps_per_report": (1, 1_000_000),
+    "steps_per_eval": (1, 1_000_000),
+    "steps_per_checkpoint": (1, 1_000_000),
+    "seed": (0, 2**64 - 1),
+}
+
+
+class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of one run; the fields and defaults of ``optiq.v1.TrainingConfig``.
+
+    Attributes:
+        data_path: folder with ``train.jsonl`` and optionally ``valid.jsonl``.
+        rank: base rank; ``rank_scaling`` decides what each module gets from it.
+        scale: factor on the low-rank product.
+        dropout: probability with which an input of the low-rank path is zeroed while training.
+        target_modules: last path components of the modules to adapt.
+        num_layers: transformer blocks to adapt, counted from the last; -1 is all of them.
+        iters: optimizer steps.
+        max_seq_length: tokens; longer examples are cut.
+        mask_prompt: train on the last answer only. None: yes where the data has a prompt.
+        steps_per_report, steps_per_eval, steps_per_checkpoint: steps between two of each.
+        grad_checkpoint: recompute each block's activations in the backward pass.
+    """
+
+    data_path: str
+    rank: int = 8
+    rank_scaling: RankScaling = "by_bits"
+    scale: float = 20.0
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    num_layers: int = 16
+    iters: int = 100
+    batch_size: int = 4
+    learning_rate: float = 1e-4
+    max_seq_length: int = 2048
+    mask_prompt: bool | None = None
+    seed: int = 0
+    steps_per_report: int = 10
+    steps_per_eval: int = 100
+    steps_per_checkpoint: int = 50
+    grad_checkpoint: bool = False
+
+    def violations(self) -> list[tuple[str, str]]:
+        """Every field that is out of range, with a sentence that says what is allowed."""
+        found: list[tuple[str, str]] = []
+        if not self.data_path:
+            found.append(("data_path", "must name a folder with train.jsonl"))
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                found.append((name, f"must be between {low} and {high}, is {value}"))
+        if self.num_layers != -1 and not 1 <= self.num_layers <= 10_000:
+            found.append(("num_layers", f"must be -1 (all) or between 1 and 10000, is {self.num_layers}"))
+        if self.rank_scaling not in RANK_SCALINGS:
+            found.append(
+                ("rank_scaling", f"must be one of {', '.join(RANK_SCALINGS)}, is {self.rank_scaling}")
+            )
+        if not (math.isfinite(self.scale) and 0 < self.scale <= 1e4):
+            found.append(("scale", f"must be above 0 and at most 10000, is {self.scale}"))
+        if not 0 <= self.dropout < 1:
+            found.append(("dropout", f"must be at least 0 and below 1, is {self.dropout}"))
+        if not 0 < self.learning_rate <= 1:
+            found.append(("learning_rate", f"must be above 0 and at most 1, is {self.learning_rate}"))
+        if not self.target_modules or not all(self.target_modules):
+            found.append(("target_modules", "must name at least one module, for example q_proj"))
+        return found
+
+    def validate(self) -> None:
+        """Raise TrainingError naming the first field that is out of range."""
+        for field, message in self.violations():
+            raise TrainingError(f"{field}: {message}", field=field)
+
+
+def decode_config(data: bytes | dict[str, object]) -> TrainConfig:
+    """A validated TrainConfig from JSON bytes or a dictionary; TrainingError names the field."""
+    try:
+        if isinstance(data, bytes):
+            config = msgspec.json.decode(data, type=TrainConfig)
+        else:
+            config = msgspec.convert(data, TrainConfig)
+    except msgspec.ValidationError as error:
+        raise TrainingError(f"training configuration: {error}") from error
+    config.validate()
+    return config
