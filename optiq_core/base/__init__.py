@@ -1,0 +1,21 @@
+"""Bases: where a model comes from, how it is loaded, and what the device computes with.
+
+``resolve_base`` finds or imports a model, ``load_base`` loads it for the device. Call ``setup_device`` before
+anything imports MLX.
+"""
+
+from .device import DeviceProfile, setup_device
+from .loader import EMBEDDED, LoadedBase, load_base, resolve_base
+from .metadata import BaseMetadata, ModuleBits, read_metadata
+
+__all__ = [
+    "EMBEDDED",
+    "BaseMetadata",
+    "DeviceProfile",
+    "LoadedBase",
+    "ModuleBits",
+    "load_base",
+    "read_metadata",
+    "resolve_base",
+    "setup_device",
+]
