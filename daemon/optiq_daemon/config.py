@@ -1,0 +1,184 @@
+"""Settings of the daemon: flags > environment (``OPTIQ_*``) > ``config.toml`` > defaults.
+
+Every value knows where it came from. An error names the file or variable, the key, and what would be right.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from optiq_client.paths import SocketPathError, checked_socket_path, config_path, home_path, socket_path
+from optiq_core.errors import OptiqError
+
+ENVIRONMENT_PREFIX = "OPTIQ_"
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class ConfigError(OptiqError):
+    """A setting that cannot be used."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Values as used; seconds and milliseconds as the names say."""
+
+    home: str = ""
+    model: Annotated[str, msgspec.Meta(min_length=1)] = "embedded"
+    address: str = ""
+    settle_ms: Annotated[int, msgspec.Meta(ge=10, le=60_000)] = 250
+    max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
+    max_queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 256
+    default_max_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
+    reconcile_interval_s: Annotated[float, msgspec.Meta(ge=0.2, le=3600)] = 5.0
+    log_level: LogLevel = "info"
+    drain_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 20.0
+    trainer_silence_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
+    trainer_attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
+
+    @property
+    def home_path(self) -> Path:
+        """The daemon's folder."""
+        return Path(self.home)
+
+
+# What each key means, for `optiq config show` and for the help of `optiq serve`.
+DESCRIPTIONS: dict[str, str] = {
+    "home": "Folder of this daemon: sockets, drop folder, store, jobs, logs.",
+    "model": "Base model: 'embedded', a local mlx-lm folder, a .gguf file, or a hub id.",
+    "address": "Where clients connect: empty for the Unix socket in the home's run folder, "
+    "unix:/path for another one, or a loopback host:port for TCP.",
+    "settle_ms": "Milliseconds that a dropped folder must be still before it is taken.",
+    "max_batch": "Most requests decoded in one step.",
+    "max_queue": "Most requests waiting for a place in the batch; more are refused.",
+    "default_max_tokens": "Tokens to generate at most, where a request does not say.",
+    "reconcile_interval_s": "Seconds between looks at the drop folder for changes that raised no event.",
+    "log_level": "debug, info, warning or error.",
+    "drain_seconds": "Seconds that running requests get to finish when the daemon is told to stop.",
+    "trainer_silence_s": "Seconds without a sign of life after which a trainer is killed.",
+    "trainer_attempts": "Trainer processes that may die in a row without a new checkpoint.",
+}
+
+
+class Configuration(msgspec.Struct, frozen=True):
+    """Settings and, for each key, where its value came from."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+
+def load_configuration(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Configuration:
+    """Merge the four sources and check the result.
+
+    Args:
+        flags: values by key; None means not given.
+        environment: `os.environ` unless given.
+        file: the TOML file; the user's `config.toml` unless given. It may be missing.
+
+    Raises:
+        ConfigError: a value or key that cannot be used.
+    """
+    environment = os.environ if environment is None else environment
+    file = config_path() if file is None else file
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(DESCRIPTIONS, "default")
+    for key, value in _read_toml(file).items():
+        values[key] = _convert(key, value, f"{file}: {key}", strict=True)
+        origins[key] = str(file)
+    for key in DESCRIPTIONS:
+        variable = ENVIRONMENT_PREFIX + key.upper()
+        if environment.get(variable):
+            values[key] = _convert(key, environment[variable], variable, strict=False)
+            origins[key] = variable
+    for key, value in (flags or {}).items():
+        if key not in DESCRIPTIONS:
+            raise ConfigError(f"{key} is not a setting; settings are {', '.join(DESCRIPTIONS)}")
+        if value is not None:
+            flag = "--" + key.replace("_", "-")
+            values[key] = _convert(key, value, flag, strict=False)
+            origins[key] = flag
+    values["home"] = str(home_path(values.get("home") or None))
+    settings = msgspec.convert(values, Settings)
+    _check_address(settings, origins["address"])
+    return Configuration(settings, origins)
+
+
+def bind_address(settings: Settings) -> str:
+    """What to listen on and to dial: `unix:/path` or `host:port`.
+
+    Raises:
+        ConfigError: the Unix socket's path is too long.
+    """
+    if settings.address and not settings.address.startswith("unix:"):
+        return settings.address
+    try:
+        if settings.address:
+            path = Path(settings.address.removeprefix("unix:"))
+            return f"unix:{checked_socket_path(path)}"
+        return f"unix:{socket_path(settings.home_path)}"
+    except SocketPathError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    try:
+        table = tomllib.loads(text.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from None
+    for key in table:
+        if key not in DESCRIPTIONS:
+            raise ConfigError(f"{file}: {key}: not a setting; settings are {', '.join(DESCRIPTIONS)}")
+    return table
+
+
+_FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
+
+
+def _convert(key: str, value: Any, origin: str, *, strict: bool) -> Any:
+    try:
+        return msgspec.convert(value, _FIELDS[key].type, strict=strict)
+    except msgspec.ValidationError as error:
+        default = _FIELDS[key].default
+        raise ConfigError(f"{origin}: {error}, found {value!r}; the default is {default!r}") from None
+
+
+def _check_address(settings: Settings, origin: str) -> None:
+    address = settings.address
+    if not address or address.startswith("unix:"):
+        bind_address(settings)
+        return
+    where = f"{origin}: address {address!r}"
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{where}: expected unix:/path or host:port, for example 127.0.0.1:50070")
+    if not _is_loopback(host):
+        raise ConfigError(
+            f"{where}: other machines could reach it, and this version has neither TLS nor tokens; "
+            "use a loopback address such as 127.0.0.1, [::1] or localhost, or the Unix socket"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

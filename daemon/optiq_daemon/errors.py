@@ -1,0 +1,233 @@
+"""Errors of the daemon, and the one map from exceptions to gRPC statuses.
+
+::
+
+    optiq_core.errors.OptiqError
+    └── RequestError            anything that a caller is told
+        ├── InvalidRequest      INVALID_ARGUMENT     BadRequest
+        ├── NotFound            NOT_FOUND            ResourceInfo
+        ├── AlreadyExists       ALREADY_EXISTS       ResourceInfo
+        ├── Refused             FAILED_PRECONDITION  ErrorInfo metadata
+        ├── Conflict            ABORTED              ResourceInfo
+        ├── QueueFull           RESOURCE_EXHAUSTED   QuotaFailure, RetryInfo
+        ├── Unavailable         UNAVAILABLE          RetryInfo
+        └── OutOfRange          OUT_OF_RANGE         ErrorInfo metadata
+
+Every status carries an ErrorInfo with domain ``optiq``. What is not in this tree becomes INTERNAL with an id that finds
+the stack trace in the daemon's log; the wire never carries a trace.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from optiq_core.errors import AdapterError, DataError, OptiqError, TrainingError
+
+DOMAIN = "optiq"
+DETAILS_KEY = "grpc-status-details-bin"
+
+log = logging.getLogger(__name__)
+
+
+class RequestError(OptiqError):
+    """Something to tell the caller.
+
+    Args:
+        message: one sentence; never prompt text, never a secret.
+        reason: stable, upper snake case, for programs.
+        metadata: further facts for programs.
+    """
+
+    code = code_pb2.UNKNOWN
+    reason = "UNKNOWN"
+
+    def __init__(self, message: str, *, reason: str = "", metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason or type(self).reason
+        self.metadata = dict(metadata or {})
+
+    def details(self) -> Sequence[Message]:
+        """google.rpc messages besides ErrorInfo."""
+        return ()
+
+
+class InvalidRequest(RequestError):
+    """The request is wrong whatever the daemon's state; names every wrong field."""
+
+    code = code_pb2.INVALID_ARGUMENT
+    reason = "INVALID_ARGUMENT"
+
+    def __init__(self, violations: Sequence[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{field}: {description}" for field, description in violations))
+        self.violations = tuple(violations)
+
+    @classmethod
+    def of(cls, field: str, description: str) -> InvalidRequest:
+        """One violation."""
+        return cls([(field, description)])
+
+    def details(self) -> Sequence[Message]:
+        """BadRequest."""
+        violation = error_details_pb2.BadRequest.FieldViolation
+        return [
+            error_details_pb2.BadRequest(
+                field_violations=[violation(field=f, description=d) for f, d in self.violations]
+            )
+        ]
+
+
+class _AboutResource(RequestError):
+    def __init__(self, kind: str, name: str, message: str, **keywords: Any) -> None:
+        super().__init__(message, **keywords)
+        self.kind = kind
+        self.name = name
+
+    def details(self) -> Sequence[Message]:
+        return [error_details_pb2.ResourceInfo(resource_type=self.kind, resource_name=self.name, description=self.message)]
+
+
+class NotFound(_AboutResource):
+    """There is no such resource."""
+
+    code = code_pb2.NOT_FOUND
+    reason = "NOT_FOUND"
+
+
+class AlreadyExists(_AboutResource):
+    """There is one already."""
+
+    code = code_pb2.ALREADY_EXISTS
+    reason = "ALREADY_EXISTS"
+
+
+class Conflict(_AboutResource):
+    """The resource has changed since the caller read it."""
+
+    code = code_pb2.ABORTED
+    reason = "ETAG_MISMATCH"
+
+
+class Refused(RequestError):
+    """Not in this state; `reason` and `metadata` say what stands in the way."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = "FAILED_PRECONDITION"
+
+
+class OutOfRange(RequestError):
+    """Beyond what is kept."""
+
+    code = code_pb2.OUT_OF_RANGE
+    reason = "OUT_OF_RANGE"
+
+
+class Unavailable(RequestError):
+    """Try again in `retry_seconds`."""
+
+    code = code_pb2.UNAVAILABLE
+    reason = "UNAVAILABLE"
+
+    def __init__(self, message: str, *, retry_seconds: float = 1.0, **keywords: Any) -> None:
+        super().__init__(message, **keywords)
+        self.retry_seconds = retry_seconds
+
+    def details(self) -> Sequence[Message]:
+        """RetryInfo."""
+        return [_retry_info(self.retry_seconds)]
+
+
+class QueueFull(RequestError):
+    """A bounded queue has no place."""
+
+    code = code_pb2.RESOURCE_EXHAUSTED
+    reason = "QUEUE_FULL"
+
+    def __init__(self, subject: str, message: str, *, retry_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.subject = subject
+        self.retry_seconds = retry_seconds
+
+    def details(self) -> Sequence[Message]:
+        """QuotaFailure and RetryInfo."""
+        violation = error_details_pb2.QuotaFailure.Violation(subject=self.subject, description=self.message)
+        return [error_details_pb2.QuotaFailure(violations=[violation]), _retry_info(self.retry_seconds)]
+
+
+def adapter_metadata(error: AdapterError) -> dict[str, str]:
+    """The fields of an adapter's refusal that are set, for ErrorInfo and events."""
+    fields = {"file": error.file, "tensor": error.tensor, "expected": error.expected, "found": error.found}
+    return {key: value for key, value in fields.items() if value}
+
+
+def from_engine(error: grpc.aio.AioRpcError) -> RequestError:
+    """Translate a status of the engine process into an error of ours."""
+    code, text = error.code(), error.details() or ""
+    if code == grpc.StatusCode.INVALID_ARGUMENT:
+        return _engine_violations(error, text)
+    if code == grpc.StatusCode.FAILED_PRECONDITION:
+        return Refused(text, reason="ENGINE_REFUSED")
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return QueueFull("engine", text)
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return Unavailable("the engine process ended; it is being restarted", reason="ENGINE_LOST")
+    error_id = log_unexpected("engine", error)
+    return RequestError(f"the engine failed with {code.name}; the log has it as {error_id}", reason="ENGINE_ERROR")
+
+
+def status_of(error: BaseException, method: str = "") -> status_pb2.Status:
+    """The status that a caller of `method` sees for `error`."""
+    if isinstance(error, RequestError):
+        code, message, reason, metadata = error.code, error.message, error.reason, error.metadata
+        details = error.details()
+        if code == code_pb2.UNKNOWN:
+            code = code_pb2.INTERNAL
+    elif isinstance(error, AdapterError):
+        code, message, reason = code_pb2.FAILED_PRECONDITION, str(error), error.code
+        metadata, details = adapter_metadata(error), ()
+    elif isinstance(error, DataError | TrainingError):
+        code, message, reason, metadata = code_pb2.INVALID_ARGUMENT, str(error), "INVALID_ARGUMENT", {}
+        details = InvalidRequest.of("config", str(error)).details()
+    elif isinstance(error, grpc.aio.AioRpcError):
+        return status_of(from_engine(error), method)
+    else:
+        error_id = log_unexpected(method, error)
+        code, reason, metadata, details = code_pb2.INTERNAL, "INTERNAL", {"error_id": error_id}, ()
+        message = f"an unexpected error, logged by the daemon as {error_id}"
+    status = status_pb2.Status(code=code, message=message)
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata))
+    for detail in details:
+        status.details.add().Pack(detail)
+    return status
+
+
+def log_unexpected(where: str, error: BaseException) -> str:
+    """Log `error` with its stack and return the id that it is logged under."""
+    error_id = secrets.token_hex(6)
+    log.error("unexpected error id=%s in %s", error_id, where or "the daemon", exc_info=error)
+    return error_id
+
+
+def _engine_violations(error: grpc.aio.AioRpcError, text: str) -> InvalidRequest:
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY:
+            status = status_pb2.Status.FromString(value)
+            for packed in status.details:
+                bad = error_details_pb2.BadRequest()
+                if packed.Unpack(bad) and bad.field_violations:
+                    return InvalidRequest([(v.field, v.description) for v in bad.field_violations])
+    return InvalidRequest.of("request", text)
+
+
+def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
+    delay = Duration()
+    delay.FromMilliseconds(int(seconds * 1000))
+    return error_details_pb2.RetryInfo(retry_delay=delay)
