@@ -135,8 +135,22 @@ def _read_mlx(folder: Path, config: dict[str, Any]) -> AdapterManifest:
                 expected=f"<= {a[1]}",
                 found=str(rank),
             )
-        modules.append(_delta(path, rank, scale, a[0], b[1], roles, kind == "dora", MLX_WEIGHTS, tensors))
-    return _manifest(folder, form, str(config.get("model") or ""), modules, tuple(files), MLX_WEIGHTS)
+        modules.append(
+            _delta(
+                path,
+                roles,
+                tensors,
+                file=MLX_WEIGHTS,
+                rank=rank,
+                scale=scale,
+                input_dims=a[0],
+                output_dims=b[1],
+                dora=kind == "dora",
+            )
+        )
+    return _manifest(
+        folder, modules, form=form, base_model=str(config.get("model") or ""), files=tuple(files), weights=MLX_WEIGHTS
+    )
 
 
 def _read_peft(folder: Path, config: dict[str, Any]) -> AdapterManifest:
@@ -156,11 +170,28 @@ def _read_peft(folder: Path, config: dict[str, Any]) -> AdapterManifest:
         a, b = tensors[roles["a"]].shape, tensors[roles["b"]].shape
         _check_pair(PEFT_WEIGHTS, roles, a, b, rank_of_a=0, rank_of_b=1)
         path, rank = full.removeprefix(PREFIX), a[0]
-        scale = parsed.scale(path, rank)
         modules.append(
-            _delta(path, rank, scale, a[1], b[0], roles, parsed.dora, PEFT_WEIGHTS, tensors, transposed=True)
+            _delta(
+                path,
+                roles,
+                tensors,
+                file=PEFT_WEIGHTS,
+                rank=rank,
+                scale=parsed.scale(path, rank),
+                input_dims=a[1],
+                output_dims=b[0],
+                dora=parsed.dora,
+                transposed=True,
+            )
         )
-    return _manifest(folder, "peft", parsed.base_model, modules, (CONFIG, PEFT_WEIGHTS), PEFT_WEIGHTS)
+    return _manifest(
+        folder,
+        modules,
+        form="peft",
+        base_model=parsed.base_model,
+        files=(CONFIG, PEFT_WEIGHTS),
+        weights=PEFT_WEIGHTS,
+    )
 
 
 def _group(tensors: Mapping[str, TensorInfo], suffixes: Mapping[str, str], file: str) -> dict[str, dict[str, str]]:
@@ -218,15 +249,15 @@ def _check_pair(
 
 def _delta(
     path: str,
+    roles: Mapping[str, str],
+    tensors: Mapping[str, TensorInfo],
+    *,
+    file: str,
     rank: int,
     scale: float,
     input_dims: int,
     output_dims: int,
-    roles: Mapping[str, str],
     dora: bool,
-    file: str,
-    tensors: Mapping[str, TensorInfo],
-    *,
     transposed: bool = False,
 ) -> ModuleDelta:
     if not 1 <= rank <= MAX_RANK:
@@ -264,7 +295,7 @@ def _delta(
 
 
 def _manifest(
-    folder: Path, form: str, base_model: str, modules: list[ModuleDelta], files: tuple[str, ...], weights: str
+    folder: Path, modules: list[ModuleDelta], *, form: str, base_model: str, files: tuple[str, ...], weights: str
 ) -> AdapterManifest:
     parameters = sum(m.rank * (m.input_dims + m.output_dims) + (m.output_dims if m.dora else 0) for m in modules)
     return AdapterManifest(
