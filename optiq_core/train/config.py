@@ -73,9 +73,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if self.num_layers != -1 and not 1 <= self.num_layers <= 10_000:
             found.append(("num_layers", f"must be -1 (all) or between 1 and 10000, is {self.num_layers}"))
         if self.rank_scaling not in RANK_SCALINGS:
-            found.append(
-                ("rank_scaling", f"must be one of {', '.join(RANK_SCALINGS)}, is {self.rank_scaling}")
-            )
+            found.append(("rank_scaling", f"must be one of {', '.join(RANK_SCALINGS)}, is {self.rank_scaling}"))
         if not (math.isfinite(self.scale) and 0 < self.scale <= 1e4):
             found.append(("scale", f"must be above 0 and at most 10000, is {self.scale}"))
         if not 0 <= self.dropout < 1:

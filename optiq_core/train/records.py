@@ -1,8 +1,8 @@
 """Reads training files: which records there are and whether they are well formed. No MLX, no tokenizer.
 
-The formats are mlx-lm's: ``prompt`` + ``completion``, ``messages`` (with optional ``tools``), ``text``. The first
-record of a file sets its format, with that precedence. A later record that lacks the first one's keys may
-be of another of the three formats (mlx-lm would stop there with a KeyError).
+The formats are mlx-lm's: ``prompt`` + ``completion``, ``messages`` (with optional ``tools``), ``text``. The
+first record of a file sets its format, with that precedence. A later record that lacks the first one's
+keys may be of another of the three formats (mlx-lm would stop there with a KeyError).
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ def check_data(folder: str | Path) -> DataSummary:
 def read_folder(folder: Path) -> tuple[list[Record], list[Record]]:
     """The records of ``train.jsonl`` (at least one) and of ``valid.jsonl`` (none if there is no file)."""
     if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such folder; data is a folder with {TRAIN_FILE} and optionally {VALID_FILE}"
-        )
+        raise DataError(f"{folder}: no such folder; data is a folder with {TRAIN_FILE} and optionally {VALID_FILE}")
     train_path, valid_path = folder / TRAIN_FILE, folder / VALID_FILE
     if not train_path.is_file():
         raise DataError(f"{train_path}: no such file; one JSON object per line with {_EXPECTED}")
@@ -118,9 +116,7 @@ def _check_values(value: dict[str, Any], name: RecordFormat, where: str) -> None
             raise DataError(f"{where}: 'messages[{index}]' must be an object with a 'role'")
         content = message.get("content")
         if not (isinstance(content, (str, list)) or (content is None and "tool_calls" in message)):
-            raise DataError(
-                f"{where}: 'messages[{index}].content' must be a string, is {_type_name(content)}"
-            )
+            raise DataError(f"{where}: 'messages[{index}].content' must be a string, is {_type_name(content)}")
 
 
 def _type_name(value: object) -> str:

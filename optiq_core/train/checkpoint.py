@@ -1,0 +1,104 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+A checkpoint is a folder ``step-00000050`` with the low-rank weights and the optimizer's state in one safetensors file
+and the counters in ``state.json``. Data order and random numbers are functions of (seed, step), so the step
+stands for both. Folders are staged and renamed; the newest whole one counts.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import msgspec
+from mlx import nn, optimizers
+from mlx.utils import tree_flatten, tree_map_with_path
+
+from optiq_core.errors import TrainingError
+from optiq_core.files import staged_folder
+
+_TENSORS = "tensors.safetensors"
+_STATE = "state.json"
+_WEIGHTS, _OPTIMIZER = "weights.", "optimizer."
+
+
+class RunState(msgspec.Struct, kw_only=True):
+    """Counters of a run.
+
+    Attributes:
+        step: batches taken so far; the next one is at this position.
+        trained_tokens: tokens that carried loss.
+        skipped_steps: steps left out because loss or gradient was not finite.
+        fingerprint: configuration, data and base that the run belongs to.
+    """
+
+    step: int = 0
+    trained_tokens: int = 0
+    skipped_steps: int = 0
+    train_loss: float | None = None
+    valid_loss: float | None = None
+    fingerprint: str = ""
+
+
+def save_checkpoint(folder: Path, state: RunState, model: nn.Module, optimizer: optimizers.Optimizer) -> None:
+    """Write the checkpoint of ``state.step`` and remove older ones."""
+    tensors = {_WEIGHTS + name: value for name, value in tree_flatten(model.trainable_parameters())}
+    tensors |= {_OPTIMIZER + name: value for name, value in tree_flatten(optimizer.state)}
+    target = folder / f"step-{state.step:08d}"
+    with staged_folder(target, overwrite=True) as staging:
+        mx.save_safetensors(str(staging / _TENSORS), tensors)
+        (staging / _STATE).write_bytes(msgspec.json.encode(state))
+    for other in folder.iterdir():
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    return _newest(folder) is not None
+
+
+def restore_checkpoint(
+    folder: Path, fingerprint: str, model: nn.Module, optimizer: optimizers.Optimizer
+) -> RunState | None:
+    """Put the newest checkpoint into model and optimizer; None if there is none.
+
+    Raises:
+        TrainingError: it is damaged, or of another configuration, data or base.
+    """
+    newest = _newest(folder)
+    if newest is None:
+        return None
+    try:
+        state = msgspec.json.decode((newest / _STATE).read_bytes(), type=RunState)
+        tensors = cast(dict[str, mx.array], mx.load(str(newest / _TENSORS)))
+    except (OSError, RuntimeError, msgspec.DecodeError) as error:
+        raise TrainingError(f"{newest}: damaged checkpoint ({error}); delete it to start again") from error
+    if state.fingerprint != fingerprint:
+        raise TrainingError(
+            f"{newest}: made with another configuration, data or base; restore those or delete it to start again"
+        )
+    optimizer.init(model.trainable_parameters())
+    model.update(_filled(model.trainable_parameters(), tensors, _WEIGHTS, newest))
+    optimizer.state = _filled(optimizer.state, tensors, _OPTIMIZER, newest)
+    mx.eval(model.trainable_parameters(), optimizer.state)
+    return state
+
+
+def _newest(folder: Path) -> Path | None:
+    return max(folder.glob("step-*"), default=None) if folder.is_dir() else None
+
+
+def _filled(template: Any, tensors: dict[str, mx.array], prefix: str, source: Path) -> Any:
+    def value(path: str, current: mx.array) -> mx.array:
+        found = tensors.get(prefix + path)
+        if found is None or found.shape != current.shape:
+            raise TrainingError(
+                f"{source / _TENSORS}: '{prefix + path}' must have shape {tuple(current.shape)}, is "
+                f"{'missing' if found is None else tuple(found.shape)}; delete the checkpoint to start again"
+            )
+        return found
+
+    return tree_map_with_path(value, template)

@@ -1,0 +1,145 @@
+"""Training data as token ids: what to train on, and what had to be cut or dropped.
+
+Records become tokens through mlx-lm's own dataset classes, so that text, chat templates and prompt offsets
+are exactly those of mlx-lm. Nothing at the top of this module imports MLX: the daemon uses ``check_data``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optiq_core.errors import DataError
+from optiq_core.train.config import TrainConfig
+from optiq_core.train.records import (
+    TRAIN_FILE,
+    VALID_FILE,
+    DataSummary,
+    Record,
+    check_data,
+    read_folder,
+)
+
+__all__ = ["DataSummary", "Example", "Split", "TrainingData", "check_data", "load_data"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids, and the index of the first one to predict (at least 1: nothing predicts the first)."""
+
+    tokens: tuple[int, ...]
+    start: int
+
+    @property
+    def trainable(self) -> int:
+        """Tokens that carry loss."""
+        return len(self.tokens) - self.start
+
+
+@dataclass
+class Split:
+    """The usable examples of one file, with counts of what was cut short or dropped."""
+
+    examples: list[Example] = field(default_factory=list)
+    cut: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Both splits, and a digest over every token: a checkpoint is resumed only on the same data."""
+
+    train: Split
+    valid: Split
+    digest: str
+
+    def warnings(self, max_seq_length: int) -> list[str]:
+        """Sentences on what was cut or dropped, for a person."""
+        said: list[str] = []
+        for name, split in ((TRAIN_FILE, self.train), (VALID_FILE, self.valid)):
+            if split.cut:
+                said.append(f"{name}: {split.cut} examples are longer than {max_seq_length} tokens and were cut")
+            if split.dropped:
+                said.append(f"{name}: {split.dropped} examples have no token to train on and were dropped")
+        return said
+
+
+def load_data(folder: str | Path, tokenizer: Any, config: TrainConfig) -> TrainingData:
+    """Read and tokenize a data folder.
+
+    Args:
+        folder: holds ``train.jsonl`` and optionally ``valid.jsonl``.
+        tokenizer: mlx-lm's wrapper or a Hugging Face tokenizer.
+        config: ``max_seq_length`` and ``mask_prompt`` are used.
+
+    Raises:
+        DataError: naming file, line and key; also when no example has a token to train on.
+    """
+    train_records, valid_records = read_folder(Path(folder))
+    train = _tokenize(train_records, tokenizer, config, TRAIN_FILE)
+    valid = _tokenize(valid_records, tokenizer, config, VALID_FILE)
+    if not train.examples:
+        raise DataError(
+            f"{Path(folder) / TRAIN_FILE}: no example has a token to train on within "
+            f"max_seq_length={config.max_seq_length}; raise max_seq_length or shorten the prompts"
+        )
+    return TrainingData(train=train, valid=valid, digest=_digest((*train.examples, *valid.examples)))
+
+
+def _tokenize(records: Iterable[Record], tokenizer: Any, config: TrainConfig, file: str) -> Split:
+    processors = _Processors(tokenizer, config.mask_prompt)
+    split = Split()
+    for record in records:
+        if record.format == "text" and not record.value["text"]:
+            split.dropped += 1
+            continue
+        where = f"{file} line {record.line}"
+        try:
+            tokens, offset = processors.of(record, where).process(record.value)
+        except DataError:
+            raise
+        except Exception as error:  # templates raise whatever their author wrote
+            raise DataError(f"{where}: the chat template refused it ({error})") from error
+        split.cut += len(tokens) > config.max_seq_length
+        example = Example(tokens=tuple(tokens[: config.max_seq_length]), start=max(1, offset))
+        # An example that is all prompt after the cut has a loss of 0 over 0 tokens: NaN for the whole run.
+        if example.trainable > 0:
+            split.examples.append(example)
+        else:
+            split.dropped += 1
+    return split
+
+
+class _Processors:
+    """mlx-lm's dataset classes, used for their ``process`` only, one per format."""
+
+    def __init__(self, tokenizer: Any, mask_prompt: bool | None) -> None:
+        from mlx_lm.tuner.datasets import ChatDataset, CompletionsDataset, TextDataset
+
+        mask = mask_prompt is not False
+        self._mask_text = mask_prompt is True
+        self._by_format: dict[str, Any] = {
+            "completions": CompletionsDataset([], tokenizer, "prompt", "completion", mask),
+            "chat": ChatDataset([], tokenizer, mask_prompt=mask),
+            "text": TextDataset([], tokenizer),
+        }
+        self._has_template = getattr(tokenizer, "chat_template", None) is not None or bool(
+            getattr(tokenizer, "has_chat_template", False)
+        )
+
+    def of(self, record: Record, where: str) -> Any:
+        if record.format == "text" and self._mask_text:
+            raise DataError(f"{where}: 'text' has no prompt to mask; leave mask_prompt unset or use 'messages'")
+        if record.format != "text" and not self._has_template:
+            raise DataError(f"{where}: the base has no chat template; use 'text' records")
+        return self._by_format[record.format]
+
+
+def _digest(examples: Iterable[Example]) -> str:
+    hasher = hashlib.sha256()
+    for example in examples:
+        hasher.update(f"{example.start}:{','.join(map(str, example.tokens))}\n".encode())
+    return hasher.hexdigest()

@@ -1,0 +1,88 @@
+"""Puts low-rank layers on a model: mlx-lm's own layer classes, with a rank per module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from optiq_core.errors import TrainingError
+
+_ADAPTABLE = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
+
+
+def find_targets(model: Any, targets: tuple[str, ...], num_layers: int) -> list[str]:
+    """Paths of the modules to adapt, in the order of the model.
+
+    Args:
+        model: an mlx-lm model.
+        targets: last path components (``q_proj``) or longer suffixes (``self_attn.q_proj``).
+        num_layers: blocks counted from the last, -1 for all.
+
+    Raises:
+        TrainingError: a target matches nothing; the message lists what there is.
+    """
+    blocks = list(model.layers)
+    if num_layers != -1:
+        blocks = blocks[-num_layers:]
+    inside = {id(module) for block in blocks for _, module in block.named_modules()}
+    adaptable = [
+        path
+        for path, module in model.named_modules()
+        if id(module) in inside and (isinstance(module, _ADAPTABLE) or hasattr(module, "to_lora"))
+    ]
+    found = {target: [path for path in adaptable if f".{path}".endswith(f".{target}")] for target in targets}
+    for target, paths in found.items():
+        if not paths:
+            known = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in adaptable}))
+            raise TrainingError(
+                f"target_modules: '{target}' is in none of the adapted blocks; they have {known}",
+                field="target_modules",
+            )
+    wanted = {path for paths in found.values() for path in paths}
+    return [path for path in adaptable if path in wanted]
+
+
+def apply_lora(model: Any, ranks: Mapping[str, int], *, scale: float, dropout: float) -> None:
+    """Freeze the model and replace each module in ``ranks`` by a low-rank layer around it, in place."""
+    model.freeze()
+    for rank in sorted(set(ranks.values())):
+        keys = {path for path, own in ranks.items() if own == rank}
+        parameters = {"rank": rank, "scale": scale, "dropout": dropout, "keys": keys}
+        # Full paths as keys and -1: mlx-lm then matches against the whole model, never inside a block.
+        linear_to_lora_layers(model, -1, parameters)
+
+
+@contextmanager
+def recomputed_blocks(model: Any, enabled: bool) -> Iterator[None]:
+    """While entered, every block recomputes its activations in the backward pass.
+
+    mlx-lm patches the block class for the rest of the process; a library must put it back.
+    """
+    if not enabled:
+        yield
+        return
+    originals = {kind: kind.__call__ for kind in {type(block) for block in model.layers}}
+    for kind, original in originals.items():
+        kind.__call__ = _checkpointed(original)
+    try:
+        yield
+    finally:
+        for kind, original in originals.items():
+            kind.__call__ = original
+
+
+def _checkpointed(call: Any) -> Any:
+    def checkpointed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def inner(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            block.update(parameters)
+            return call(block, *args, **kwargs)
+
+        return mx.checkpoint(inner)(block.trainable_parameters(), *args, **kwargs)
+
+    return checkpointed

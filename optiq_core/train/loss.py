@@ -1,0 +1,105 @@
+"""Masked cross-entropy, with logits only where a token carries loss.
+
+With a vocabulary of tens of thousands the head costs as much as many blocks, and prompt and padding positions
+need no logits. Where a model can be taken apart into body and head, only the positions with loss go through the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import mlx.core as mx
+from mlx import nn
+
+from optiq_core.train.batches import Batch
+
+Head = Callable[[mx.array], mx.array]
+Inputs = dict[str, mx.array]
+Loss = Callable[[nn.Module, Inputs], tuple[mx.array, mx.array]]
+
+_PROBE = [[1, 2, 3, 4]]
+
+
+def full_loss(model: nn.Module, inputs: Inputs) -> tuple[mx.array, mx.array]:
+    """Mean cross-entropy over the tokens in the spans, and their number.
+
+    The same value as ``mlx_lm.tuner.trainer.default_loss`` on the same batch, but always in float32.
+    """
+    tokens, spans = inputs["tokens"], inputs["spans"]
+    logits = model(tokens[:, :-1])
+    steps = mx.arange(1, tokens.shape[1])
+    mask = mx.logical_and(steps >= spans[:, 0:1], steps <= spans[:, 1:])
+    losses = nn.losses.cross_entropy(logits.astype(mx.float32), tokens[:, 1:]) * mask
+    count = mask.sum()
+    return losses.sum() / count, count
+
+
+def sparse_loss(body: Head, head: Head, inputs: Inputs) -> tuple[mx.array, mx.array]:
+    """``full_loss`` with the head computed at ``inputs["positions"]`` only."""
+    tokens, positions, count = inputs["tokens"], inputs["positions"], inputs["count"]
+    hidden = body(tokens[:, :-1])
+    hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
+    targets = tokens[:, 1:].reshape(-1)[positions]
+    mask = mx.arange(positions.size) < count
+    losses = nn.losses.cross_entropy(head(hidden).astype(mx.float32), targets) * mask
+    return losses.sum() / count, count
+
+
+def loss_for(model: nn.Module) -> Loss:
+    """The cheapest loss that is exact for this model."""
+    if split_head(model) is None:
+        return full_loss
+
+    def loss(current: nn.Module, inputs: Inputs) -> tuple[mx.array, mx.array]:
+        parts = _parts(current)
+        assert parts is not None
+        return sparse_loss(*parts, inputs)
+
+    return loss
+
+
+def split_head(model: nn.Module) -> tuple[Head, Head] | None:
+    """Body and head of a model, or None if applying one after the other is not the model.
+
+    Some models scale or cap their logits after the head; whether this one does is found by trying it on
+    four tokens, which is safer than a list of names.
+    """
+    parts = _parts(model)
+    if parts is None:
+        return None
+    body, head = parts
+    probe = mx.array(_PROBE)
+    try:
+        expected = model(probe).astype(mx.float32)
+        found = head(body(probe)).astype(mx.float32)
+        same = expected.shape == found.shape and mx.allclose(expected, found, rtol=1e-3, atol=1e-3).item()
+    except (TypeError, ValueError, AttributeError):
+        # A body that wants other arguments, or a head of another shape: the plain form works for all.
+        return None
+    return parts if same else None
+
+
+def _parts(model: Any) -> tuple[Head, Head] | None:
+    body = getattr(model, "model", None)
+    if not isinstance(body, nn.Module):
+        return None
+    head = getattr(model, "lm_head", None)
+    if head is None:
+        head = getattr(getattr(body, "embed_tokens", None), "as_linear", None)
+    return (body, head) if callable(head) else None
+
+
+def to_inputs(batch: Batch) -> Inputs:
+    """A batch as arrays of the default device."""
+    return {
+        "tokens": mx.array(batch.tokens),
+        "spans": mx.array(batch.spans),
+        "positions": mx.array(batch.positions),
+        "count": mx.array(batch.loss_tokens),
+    }
+
+
+def number(value: mx.array) -> float:
+    """A real scalar array as a float; waits for it to be computed."""
+    return cast(float, value.item())

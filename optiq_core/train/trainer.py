@@ -1,0 +1,272 @@
+"""Trains one adapter: the loop, its reports, its checkpoints and its result."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import mlx.core as mx
+import msgspec
+import numpy as np
+from mlx import nn, optimizers
+from mlx.utils import tree_flatten
+
+from optiq_core.adapters.lora_config import LoraConfig, TrainingCard
+from optiq_core.adapters.write import StoredType, write_adapter
+from optiq_core.errors import TrainingError
+from optiq_core.train.batches import BatchOrder, sequential
+from optiq_core.train.checkpoint import RunState, restore_checkpoint, save_checkpoint
+from optiq_core.train.config import TrainConfig
+from optiq_core.train.data import TrainingData
+from optiq_core.train.events import CheckpointSaved, Event, Progress, Started, Warned
+from optiq_core.train.layers import apply_lora, find_targets, recomputed_blocks
+from optiq_core.train.loss import Loss, loss_for, number, to_inputs
+from optiq_core.train.meter import Meter
+from optiq_core.train.ranks import allocate_ranks, distribution
+from optiq_core.train.step import make_step, seed_step
+
+Signal = Literal["go", "cancel", "stop"]
+Outcome = Literal["succeeded", "cancelled", "stopped"]
+
+# A run whose every step is non-finite never recovers: Adam's moments are not updated by skipped steps.
+MAX_SKIPPED_IN_A_ROW = 10
+# Batches of one validation, mlx-lm's default; keeps its cost independent of the size of valid.jsonl.
+VALID_BATCHES = 25
+# Fields that change what a run reports, not what it computes.
+_FREE_FIELDS = ("data_path", "iters", "steps_per_report", "steps_per_eval", "steps_per_checkpoint")
+
+
+class TrainableBase(Protocol):
+    """What training needs of :class:`optiq_core.base.LoadedBase`."""
+
+    @property
+    def model(self) -> Any: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def metadata(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended, after which step, and the last validation loss."""
+
+    outcome: Outcome
+    step: int
+    valid_loss: float | None
+
+
+def train(
+    base: TrainableBase,
+    config: TrainConfig,
+    *,
+    data: TrainingData,
+    out_dir: Path,
+    checkpoint_dir: Path,
+    on_event: Callable[[Event], None] = lambda event: None,
+    control: Callable[[], Signal] = lambda: "go",
+    dtype: StoredType = "float32",
+    overwrite: bool = False,
+) -> TrainResult:
+    """Train an adapter and write it to ``out_dir``; goes on from ``checkpoint_dir`` if that holds a checkpoint.
+
+    Args:
+        base: its model is changed in place: low-rank layers stay on it.
+        config: validated here.
+        data: from :func:`optiq_core.train.data.load_data`.
+        out_dir: the adapter folder, written staged and renamed when the last step is done.
+        checkpoint_dir: holds the newest checkpoint; left in place at the end.
+        on_event: called with Started, Progress, CheckpointSaved and Warned.
+        control: asked before every step; ``cancel`` ends the run, ``stop`` ends it with a checkpoint.
+        dtype: how the adapter's tensors are stored.
+        overwrite: replace ``out_dir`` if it exists.
+
+    Raises:
+        TrainingError: a setting is out of range or does not fit the base or the checkpoint, or the loss
+            was not finite for several steps in a row.
+    """
+    config.validate()
+    run = _Run(base, config, data=data, checkpoint_dir=checkpoint_dir, on_event=on_event, control=control)
+    return run.run(out_dir, dtype, overwrite)
+
+
+class _Run:
+    def __init__(
+        self,
+        base: TrainableBase,
+        config: TrainConfig,
+        *,
+        data: TrainingData,
+        checkpoint_dir: Path,
+        on_event: Callable[[Event], None],
+        control: Callable[[], Signal],
+    ) -> None:
+        self.base, self.config, self.data = base, config, data
+        self.checkpoint_dir, self.on_event, self.control = checkpoint_dir, on_event, control
+        self.model: nn.Module = base.model
+        # The head is probed on the bare base; adapters never touch it.
+        self.loss: Loss = loss_for(self.model)
+        paths = find_targets(self.model, config.target_modules, config.num_layers)
+        self.bits = {path: base.metadata.bits_of(path) for path in paths}
+        self.ranks = allocate_ranks(paths, rank=config.rank, scaling=config.rank_scaling, bits_of=self.bits.__getitem__)
+        seed_step(config.seed, 0)
+        apply_lora(self.model, self.ranks, scale=config.scale, dropout=config.dropout)
+        self.optimizer = optimizers.Adam(learning_rate=config.learning_rate)
+        fingerprint = self._fingerprint()
+        restored = restore_checkpoint(checkpoint_dir, fingerprint, self.model, self.optimizer)
+        self.state = restored or RunState(fingerprint=fingerprint)
+
+    def run(self, out_dir: Path, dtype: StoredType, overwrite: bool) -> TrainResult:
+        parameters = sum(value.size for _, value in tree_flatten(self.model.trainable_parameters()))
+        self.on_event(
+            Started(
+                step=self.state.step,
+                total_steps=self.config.iters,
+                trainable_parameters=parameters,
+                ranks={str(rank): count for rank, count in distribution(self.ranks).items()},
+            )
+        )
+        for message in self.data.warnings(self.config.max_seq_length):
+            self.on_event(Warned(message))
+        with recomputed_blocks(self.model, self.config.grad_checkpoint):
+            outcome = self._loop()
+        self.model.eval()
+        if outcome == "succeeded":
+            tensors = {
+                name: np.array(value.astype(mx.float32))
+                for name, value in tree_flatten(self.model.trainable_parameters())
+            }
+            write_adapter(out_dir, tensors, self._card(), dtype=dtype, overwrite=overwrite)
+        return TrainResult(outcome=outcome, step=self.state.step, valid_loss=self.state.valid_loss)
+
+    def _loop(self) -> Outcome:
+        config, state = self.config, self.state
+        order = BatchOrder(self.data.train.examples, batch_size=config.batch_size, seed=config.seed)
+        compiled = mx.default_device() == mx.gpu
+        take_step = make_step(self.model, self.optimizer, self.loss, compiled=compiled)
+        meter = Meter()
+        skipped_in_a_row = 0
+        self.model.train()
+        while state.step < config.iters:
+            signal = self.control()
+            if signal == "cancel":
+                return "cancelled"
+            if signal == "stop":
+                self._save_checkpoint()
+                return "stopped"
+            started = time.perf_counter()
+            batch = order[state.step]
+            seed_step(config.seed, state.step + 1)
+            result = take_step(to_inputs(batch))
+            state.step += 1
+            meter.add(result.loss, result.tokens, batch.real_tokens, result.applied, time.perf_counter() - started)
+            if result.applied:
+                skipped_in_a_row = 0
+                state.trained_tokens += result.tokens
+            else:
+                skipped_in_a_row += 1
+                self._skipped(skipped_in_a_row)
+            last = state.step == config.iters
+            evaluate = bool(self.data.valid.examples) and (last or state.step % config.steps_per_eval == 0)
+            if evaluate:
+                state.valid_loss = self._validate()
+            if evaluate or last or state.step % config.steps_per_report == 0:
+                self._report(meter)
+            if not last and state.step % config.steps_per_checkpoint == 0:
+                self._save_checkpoint()
+        return "succeeded"
+
+    def _skipped(self, in_a_row: int) -> None:
+        state = self.state
+        state.skipped_steps += 1
+        if in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"loss or gradient was not finite in {in_a_row} steps in a row, up to step {state.step}; "
+                f"lower learning_rate (is {self.config.learning_rate:g}) or scale (is {self.config.scale:g})"
+            )
+        self.on_event(Warned(f"step {state.step}: loss or gradient is not finite; the step was skipped"))
+
+    def _validate(self) -> float | None:
+        """Mean loss per token over the first batches of the validation file, None if it is not finite."""
+        self.model.eval()
+        total, tokens = 0.0, 0
+        size = self.config.batch_size
+        for batch in sequential(self.data.valid.examples, batch_size=size, limit=VALID_BATCHES):
+            value, count = self.loss(self.model, to_inputs(batch))
+            total += number(value) * number(count)
+            tokens += int(number(count))
+        self.model.train()
+        mean = total / tokens
+        return mean if np.isfinite(mean) else None
+
+    def _report(self, meter: Meter) -> None:
+        state, config = self.state, self.config
+        state.train_loss = meter.loss if meter.loss is not None else state.train_loss
+        self.on_event(
+            Progress(
+                step=state.step,
+                total_steps=config.iters,
+                train_loss=state.train_loss or 0.0,
+                valid_loss=state.valid_loss,
+                tokens_per_second=meter.tokens_per_second,
+                trained_tokens=state.trained_tokens,
+                seconds_left=(config.iters - state.step) * meter.seconds_per_step,
+                peak_memory_bytes=mx.get_peak_memory(),
+                learning_rate=float(self.optimizer.learning_rate),
+            )
+        )
+        meter.start_interval()
+        # Buffers of shapes that went by count against the device's limit on resources.
+        mx.clear_cache()
+
+    def _save_checkpoint(self) -> None:
+        save_checkpoint(self.checkpoint_dir, self.state, self.model, self.optimizer)
+        self.on_event(CheckpointSaved(self.state.step))
+
+    def _fingerprint(self) -> str:
+        settings = {key: value for key, value in msgspec.to_builtins(self.config).items() if key not in _FREE_FIELDS}
+        content = [settings, self.ranks, self.data.digest, self.base.digest]
+        return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
+
+    def _card(self) -> LoraConfig:
+        config, state, data = self.config, self.state, self.data
+        return LoraConfig(
+            base_model=base_name(self.base.path),
+            rank=config.rank,
+            rank_scaling=config.rank_scaling,
+            scale=config.scale,
+            dropout=config.dropout,
+            ranks=self.ranks,
+            bits={path: bits for path, bits in self.bits.items() if bits is not None},
+            training=TrainingCard(
+                steps=state.step,
+                trained_tokens=state.trained_tokens,
+                examples=len(data.train.examples),
+                cut_examples=data.train.cut,
+                dropped_examples=data.train.dropped,
+                skipped_steps=state.skipped_steps,
+                train_loss=state.train_loss,
+                valid_loss=state.valid_loss,
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                max_seq_length=config.max_seq_length,
+                mask_prompt=config.mask_prompt,
+                seed=config.seed,
+                data_digest=data.digest,
+                base_digest=self.base.digest,
+            ),
+        )
+
+
+def base_name(path: Path) -> str:
+    """Name of a base by its folder: ``owner/name`` inside a hub cache, else the folder's name."""
+    for part in path.parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/")
+    return path.name
