@@ -4,14 +4,14 @@
 
     optiq_core.errors.OptiqError
     └── RequestError            anything that a caller is told
-        ├── InvalidRequest      INVALID_ARGUMENT     BadRequest
-        ├── NotFound            NOT_FOUND            ResourceInfo
-        ├── AlreadyExists       ALREADY_EXISTS       ResourceInfo
-        ├── Refused             FAILED_PRECONDITION  ErrorInfo metadata
-        ├── Conflict            ABORTED              ResourceInfo
-        ├── QueueFull           RESOURCE_EXHAUSTED   QuotaFailure, RetryInfo
-        ├── Unavailable         UNAVAILABLE          RetryInfo
-        └── OutOfRange          OUT_OF_RANGE         ErrorInfo metadata
+        ├── InvalidRequestError      INVALID_ARGUMENT     BadRequest
+        ├── NotFoundError            NOT_FOUND            ResourceInfo
+        ├── AlreadyExistsError       ALREADY_EXISTS       ResourceInfo
+        ├── RefusedError             FAILED_PRECONDITION  ErrorInfo metadata
+        ├── ConflictError            ABORTED              ResourceInfo
+        ├── QueueFullError           RESOURCE_EXHAUSTED   QuotaFailure, RetryInfo
+        ├── UnavailableError         UNAVAILABLE          RetryInfo
+        └── OutOfRangeError          OUT_OF_RANGE         ErrorInfo metadata
 
 Every status carries an ErrorInfo with domain ``optiq``. What is not in this tree becomes INTERNAL with an id that finds
 the stack trace in the daemon's log; the wire never carries a trace.
@@ -60,7 +60,7 @@ class RequestError(OptiqError):
         return ()
 
 
-class InvalidRequest(RequestError):
+class InvalidRequestError(RequestError):
     """The request is wrong whatever the daemon's state; names every wrong field."""
 
     code = code_pb2.INVALID_ARGUMENT
@@ -71,7 +71,7 @@ class InvalidRequest(RequestError):
         self.violations = tuple(violations)
 
     @classmethod
-    def of(cls, field: str, description: str) -> InvalidRequest:
+    def of(cls, field: str, description: str) -> InvalidRequestError:
         """One violation."""
         return cls([(field, description)])
 
@@ -85,52 +85,54 @@ class InvalidRequest(RequestError):
         ]
 
 
-class _AboutResource(RequestError):
+class _ResourceError(RequestError):
     def __init__(self, kind: str, name: str, message: str, **keywords: Any) -> None:
         super().__init__(message, **keywords)
         self.kind = kind
         self.name = name
 
     def details(self) -> Sequence[Message]:
-        return [error_details_pb2.ResourceInfo(resource_type=self.kind, resource_name=self.name, description=self.message)]
+        return [
+            error_details_pb2.ResourceInfo(resource_type=self.kind, resource_name=self.name, description=self.message)
+        ]
 
 
-class NotFound(_AboutResource):
+class NotFoundError(_ResourceError):
     """There is no such resource."""
 
     code = code_pb2.NOT_FOUND
     reason = "NOT_FOUND"
 
 
-class AlreadyExists(_AboutResource):
+class AlreadyExistsError(_ResourceError):
     """There is one already."""
 
     code = code_pb2.ALREADY_EXISTS
     reason = "ALREADY_EXISTS"
 
 
-class Conflict(_AboutResource):
+class ConflictError(_ResourceError):
     """The resource has changed since the caller read it."""
 
     code = code_pb2.ABORTED
     reason = "ETAG_MISMATCH"
 
 
-class Refused(RequestError):
+class RefusedError(RequestError):
     """Not in this state; `reason` and `metadata` say what stands in the way."""
 
     code = code_pb2.FAILED_PRECONDITION
     reason = "FAILED_PRECONDITION"
 
 
-class OutOfRange(RequestError):
+class OutOfRangeError(RequestError):
     """Beyond what is kept."""
 
     code = code_pb2.OUT_OF_RANGE
     reason = "OUT_OF_RANGE"
 
 
-class Unavailable(RequestError):
+class UnavailableError(RequestError):
     """Try again in `retry_seconds`."""
 
     code = code_pb2.UNAVAILABLE
@@ -145,7 +147,7 @@ class Unavailable(RequestError):
         return [_retry_info(self.retry_seconds)]
 
 
-class QueueFull(RequestError):
+class QueueFullError(RequestError):
     """A bounded queue has no place."""
 
     code = code_pb2.RESOURCE_EXHAUSTED
@@ -174,11 +176,11 @@ def from_engine(error: grpc.aio.AioRpcError) -> RequestError:
     if code == grpc.StatusCode.INVALID_ARGUMENT:
         return _engine_violations(error, text)
     if code == grpc.StatusCode.FAILED_PRECONDITION:
-        return Refused(text, reason="ENGINE_REFUSED")
+        return RefusedError(text, reason="ENGINE_REFUSED")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return QueueFull("engine", text)
+        return QueueFullError("engine", text)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-        return Unavailable("the engine process ended; it is being restarted", reason="ENGINE_LOST")
+        return UnavailableError("the engine process ended; it is being restarted", reason="ENGINE_LOST")
     error_id = log_unexpected("engine", error)
     return RequestError(f"the engine failed with {code.name}; the log has it as {error_id}", reason="ENGINE_ERROR")
 
@@ -195,7 +197,7 @@ def status_of(error: BaseException, method: str = "") -> status_pb2.Status:
         metadata, details = adapter_metadata(error), ()
     elif isinstance(error, DataError | TrainingError):
         code, message, reason, metadata = code_pb2.INVALID_ARGUMENT, str(error), "INVALID_ARGUMENT", {}
-        details = InvalidRequest.of("config", str(error)).details()
+        details = InvalidRequestError.of("config", str(error)).details()
     elif isinstance(error, grpc.aio.AioRpcError):
         return status_of(from_engine(error), method)
     else:
@@ -216,15 +218,15 @@ def log_unexpected(where: str, error: BaseException) -> str:
     return error_id
 
 
-def _engine_violations(error: grpc.aio.AioRpcError, text: str) -> InvalidRequest:
+def _engine_violations(error: grpc.aio.AioRpcError, text: str) -> InvalidRequestError:
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_KEY:
             status = status_pb2.Status.FromString(value)
             for packed in status.details:
                 bad = error_details_pb2.BadRequest()
                 if packed.Unpack(bad) and bad.field_violations:
-                    return InvalidRequest([(v.field, v.description) for v in bad.field_violations])
-    return InvalidRequest.of("request", text)
+                    return InvalidRequestError([(v.field, v.description) for v in bad.field_violations])
+    return InvalidRequestError.of("request", text)
 
 
 def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:

@@ -6,13 +6,14 @@ Watchers hold a cursor, not a queue: the daemon never waits for one, and one tha
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 
 import msgspec
 
-from optiq_daemon.errors import InvalidRequest, OutOfRange
+from optiq_daemon.errors import InvalidRequestError, OutOfRangeError
 from optiq_daemon.signals import Changed
 from optiq_daemon.store import Store
 
@@ -79,11 +80,11 @@ class EventLog:
         """Replay from `from_revision` (0: nothing), then live, without end.
 
         Raises:
-            InvalidRequest: the revision is negative.
-            OutOfRange: the revision has been compacted away, or is not reached yet.
+            InvalidRequestError: the revision is negative.
+            OutOfRangeError: the revision has been compacted away, or is not reached yet.
         """
         if from_revision < 0:
-            raise InvalidRequest.of("from_revision", f"must be 0 or more, is {from_revision}")
+            raise InvalidRequestError.of("from_revision", f"must be 0 or more, is {from_revision}")
         cursor = from_revision or self.last_revision + 1
         if cursor > self.last_revision + 1:
             raise self._out_of_range(cursor, "has not happened yet")
@@ -102,13 +103,13 @@ class EventLog:
         start = cursor - self.first_revision
         return [self._recent[index] for index in range(start, min(start + BATCH, len(self._recent)))]
 
-    def _out_of_range(self, cursor: int, why: str) -> OutOfRange:
-        return OutOfRange(
+    def _out_of_range(self, cursor: int, why: str) -> OutOfRangeError:
+        return OutOfRangeError(
             f"revision {cursor} {why}; kept are {self.first_revision} to {self.last_revision}",
             reason="REVISION_OUT_OF_RANGE",
             metadata={"first_revision": str(self.first_revision), "last_revision": str(self.last_revision)},
         )
 
 
-def _event(row: Mapping[str, object]) -> Event:
+def _event(row: sqlite3.Row) -> Event:
     return msgspec.convert({**dict(row), "fields": msgspec.json.decode(str(row["fields"]))}, Event)

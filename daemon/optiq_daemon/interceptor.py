@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2
 
-from optiq_daemon.errors import DETAILS_KEY, InvalidRequest, status_of
+from optiq_daemon.errors import DETAILS_KEY, InvalidRequestError, status_of
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +25,7 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Answers every exception of a handler with a status of :func:`optiq_daemon.errors.status_of`."""
 
-    async def intercept_service(
-        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
-    ) -> Any:
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
         """Wrap unary and server-streaming handlers; reflection's own streams pass as they are."""
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_streaming:
@@ -75,7 +73,7 @@ def _decoded(raw: bytes, decode: Callable[[bytes], Any]) -> Any:
     try:
         return decode(raw)
     except DecodeError:
-        raise InvalidRequest.of("request", "the bytes are not a message of this method") from None
+        raise InvalidRequestError.of("request", "the bytes are not a message of this method") from None
 
 
 async def _answer(context: Any, method: str, error: Exception, began: float) -> None:

@@ -6,7 +6,7 @@ import re
 import secrets
 from typing import NamedTuple
 
-from optiq_daemon.errors import InvalidRequest
+from optiq_daemon.errors import InvalidRequestError
 
 ID_PATTERN = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 DEFAULT_TENANT = "default"
@@ -45,9 +45,9 @@ def is_id(text: str) -> bool:
 
 
 def check_id(text: str, field: str) -> str:
-    """Return `text`, or raise :class:`InvalidRequest` naming `field`."""
+    """Return `text`, or raise :class:`InvalidRequestError` naming `field`."""
     if not is_id(text):
-        raise InvalidRequest.of(field, f"{_shown(text)} is not an id; {ID_RULE}")
+        raise InvalidRequestError.of(field, f"{_shown(text)} is not an id; {ID_RULE}")
     return text
 
 
@@ -57,7 +57,7 @@ def parse_parent(text: str, field: str = "parent") -> str:
         return DEFAULT_TENANT
     parts = text.split("/")
     if len(parts) != 2 or parts[0] != "tenants" or not is_id(parts[1]):
-        raise InvalidRequest.of(field, f"{_shown(text)} is not of the form tenants/{{tenant}}")
+        raise InvalidRequestError.of(field, f"{_shown(text)} is not of the form tenants/{{tenant}}")
     return parts[1]
 
 
@@ -76,7 +76,9 @@ def parse_adapter_ref(text: str, field: str = "adapter") -> tuple[str, str]:
     adapter, at, digest = text.partition("@")
     check_id(adapter, field)
     if at and not _DIGEST.fullmatch(digest):
-        raise InvalidRequest.of(field, f"after '@' comes a digest of 64 lowercase hex digits, not {_shown(digest)}")
+        raise InvalidRequestError.of(
+            field, f"after '@' comes a digest of 64 lowercase hex digits, not {_shown(digest)}"
+        )
     return adapter, digest
 
 
@@ -87,13 +89,9 @@ def new_job_id(adapter: str) -> str:
 
 def _parse(text: str, field: str, collection: str, what: str) -> tuple[str, str]:
     parts = text.split("/")
-    if (
-        len(parts) != 4
-        or (parts[0], parts[2]) != ("tenants", collection)
-        or not (is_id(parts[1]) and is_id(parts[3]))
-    ):
+    if len(parts) != 4 or (parts[0], parts[2]) != ("tenants", collection) or not (is_id(parts[1]) and is_id(parts[3])):
         form = f"tenants/{{tenant}}/{collection}/{{{what}}}"
-        raise InvalidRequest.of(field, f"{_shown(text)} is not of the form {form}")
+        raise InvalidRequestError.of(field, f"{_shown(text)} is not of the form {form}")
     return parts[1], parts[3]
 
 

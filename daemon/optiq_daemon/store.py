@@ -1,7 +1,7 @@
 """The daemon's SQLite file: WAL, one writer, numbered migrations.
 
-All calls are made from the event loop's thread, so that a change in memory and its row are one step that nothing can come
-between; a statement here takes well under a millisecond. Documents are JSON of msgspec structs.
+All calls are made from the event loop's thread, so that a change in memory and its row are one step that nothing can
+come between; a statement here takes well under a millisecond. Documents are JSON of msgspec structs.
 """
 
 from __future__ import annotations
