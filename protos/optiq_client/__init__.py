@@ -1,0 +1,163 @@
+"""The one typed client of an Optiq daemon: agent code, the command line and the dashboard use it.
+
+::
+
+    from optiq_client import Client
+
+    client = Client()
+    for text in client.generate("What is 12 in Roman numerals?", adapter="roman"):
+        print(text, end="", flush=True)
+
+Names load on first use, so that importing :mod:`optiq_client.paths` or :mod:`optiq_client.errors` stays cheap.
+MLX is never imported.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optiq_client.aio import AsyncClient, AsyncGeneration, AsyncStream
+    from optiq_client.client import Client, Generation, Stream
+    from optiq_client.errors import (
+        AlreadyExists,
+        Cancelled,
+        ConnectionFailed,
+        DeadlineExceeded,
+        FailedPrecondition,
+        InvalidRequest,
+        NotFound,
+        OptiqClientError,
+        PermissionDenied,
+        ResourceExhausted,
+        ServerError,
+        Unavailable,
+        Violation,
+    )
+    from optiq_client.states import (
+        AdapterState,
+        ChangeType,
+        EngineState,
+        FinishReason,
+        HealthStatus,
+        JobState,
+        RankScaling,
+    )
+    from optiq_client.types import (
+        Adapter,
+        AdapterChange,
+        Base,
+        BatchStats,
+        Chunk,
+        Device,
+        Engine,
+        Event,
+        Finished,
+        GenerationEvent,
+        Job,
+        JobUpdate,
+        LiveRequest,
+        Message,
+        Progress,
+        QuarantineReason,
+        Queued,
+        Started,
+        Status,
+        Timings,
+        TrainingConfig,
+        Usage,
+    )
+
+_HOME = {
+    "states": (
+        "AdapterState",
+        "ChangeType",
+        "EngineState",
+        "FinishReason",
+        "HealthStatus",
+        "JobState",
+        "RankScaling",
+    ),
+    "aio": ("AsyncClient", "AsyncGeneration", "AsyncStream"),
+    "client": ("Client", "Generation", "Stream"),
+    "errors": (
+        "AlreadyExists",
+        "Cancelled",
+        "ConnectionFailed",
+        "DeadlineExceeded",
+        "FailedPrecondition",
+        "InvalidRequest",
+        "NotFound",
+        "OptiqClientError",
+        "PermissionDenied",
+        "ResourceExhausted",
+        "ServerError",
+        "Unavailable",
+        "Violation",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Adapter",
+    "AdapterChange",
+    "AdapterState",
+    "AlreadyExists",
+    "AsyncClient",
+    "AsyncGeneration",
+    "AsyncStream",
+    "Base",
+    "BatchStats",
+    "Cancelled",
+    "ChangeType",
+    "Chunk",
+    "Client",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "Device",
+    "Engine",
+    "EngineState",
+    "Event",
+    "FailedPrecondition",
+    "FinishReason",
+    "Finished",
+    "Generation",
+    "GenerationEvent",
+    "HealthStatus",
+    "InvalidRequest",
+    "Job",
+    "JobState",
+    "JobUpdate",
+    "LiveRequest",
+    "Message",
+    "NotFound",
+    "OptiqClientError",
+    "PermissionDenied",
+    "Progress",
+    "QuarantineReason",
+    "Queued",
+    "RankScaling",
+    "ResourceExhausted",
+    "ServerError",
+    "Started",
+    "Status",
+    "Stream",
+    "Timings",
+    "TrainingConfig",
+    "Unavailable",
+    "Usage",
+    "Violation",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'optiq_client' has no attribute {name!r}")
+    value = getattr(import_module(f"optiq_client.{_MODULE_OF.get(name, 'types')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

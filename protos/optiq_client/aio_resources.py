@@ -1,0 +1,128 @@
+# ruff: noqa: ASYNC109 - `timeout` is the deadline that goes over the wire
+"""The parts of :class:`optiq_client.AsyncClient`: adapters, training, runtime and events."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optiq_client import calls
+from optiq_client import types as t
+
+if TYPE_CHECKING:
+    from optiq_client.aio import AsyncClient, AsyncStream
+
+
+class AsyncAdapters:
+    """``client.adapters``: what can be served on top of the base."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def list(self, *, timeout: float | None = None) -> list[t.Adapter]:
+        """All adapters of the tenant, by name."""
+        found: list[t.Adapter] = []
+        token = ""
+        while True:
+            page = await self._client.run(calls.list_adapters(self._client.tenant, token), timeout)
+            found += page.items
+            if not (token := page.next_token):
+                return found
+
+    async def get(self, adapter: str, *, timeout: float | None = None) -> t.Adapter:
+        """One adapter, by id or full name."""
+        return await self._client.run(calls.get_adapter(self._client.tenant, adapter), timeout)
+
+    async def import_folder(self, source: str | Path, adapter_id: str, *, timeout: float | None = None) -> t.Adapter:
+        """Copy an adapter folder on this machine into the drop folder, under ``adapter_id``."""
+        return await self._client.run(calls.import_adapter(self._client.tenant, adapter_id, source), timeout)
+
+    async def delete(self, adapter: str, *, etag: str = "", timeout: float | None = None) -> None:
+        """Retire the name; requests in flight finish. With ``etag``, only if nothing has changed since."""
+        await self._client.run(calls.delete_adapter(self._client.tenant, adapter, etag), timeout)
+
+    async def load(self, adapter: str, *, timeout: float | None = None) -> t.Adapter:
+        """Put it into the engine now."""
+        return await self._client.run(calls.load_adapter(self._client.tenant, adapter), timeout)
+
+    async def unload(self, adapter: str, *, timeout: float | None = None) -> t.Adapter:
+        """Take it out of the engine once its last request has ended."""
+        return await self._client.run(calls.unload_adapter(self._client.tenant, adapter), timeout)
+
+    def watch(self, *, timeout: float | None = None) -> AsyncStream[t.AdapterChange]:
+        """The list, LIST_END, then every change."""
+        return self._client.stream(calls.watch_adapters(self._client.tenant), timeout)
+
+
+class AsyncTraining:
+    """``client.training``: the job queue."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def create(
+        self,
+        adapter_id: str,
+        config: t.TrainingConfig,
+        *,
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> t.Job:
+        """Queue a job whose result is served as ``adapter_id``. The same ``request_id`` returns the same job."""
+        return await self._client.run(calls.create_job(self._client.tenant, adapter_id, config, request_id), timeout)
+
+    async def get(self, job: str, *, timeout: float | None = None) -> t.Job:
+        """One job, by id or full name."""
+        return await self._client.run(calls.get_job(self._client.tenant, job), timeout)
+
+    async def list(self, *, timeout: float | None = None) -> list[t.Job]:
+        """All jobs of the tenant, newest first."""
+        found: list[t.Job] = []
+        token = ""
+        while True:
+            page = await self._client.run(calls.list_jobs(self._client.tenant, token), timeout)
+            found += page.items
+            if not (token := page.next_token):
+                return found
+
+    async def cancel(self, job: str, *, timeout: float | None = None) -> t.Job:
+        """End the job at its next step."""
+        return await self._client.run(calls.cancel_job(self._client.tenant, job), timeout)
+
+    async def delete(self, job: str, *, timeout: float | None = None) -> None:
+        """Remove a job that has ended, with its checkpoints; its adapter stays."""
+        await self._client.run(calls.delete_job(self._client.tenant, job), timeout)
+
+    def watch(self, job: str, *, timeout: float | None = None) -> AsyncStream[t.JobUpdate]:
+        """The progress so far, then live; ends when the job has ended."""
+        return self._client.stream(calls.watch_job(self._client.tenant, job), timeout)
+
+
+class AsyncRuntime:
+    """``client.runtime``: what the daemon does now."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def status(self, *, timeout: float | None = None) -> t.Status:
+        """Base, device, engine, live requests and memory, now."""
+        return await self._client.run(calls.get_status(), timeout)
+
+    def watch(self, *, interval: float = 1.0, timeout: float | None = None) -> AsyncStream[t.Status]:
+        """A status now, then one every ``interval`` seconds (0.1 to 60)."""
+        return self._client.stream(calls.watch_telemetry(round(interval * 1000)), timeout)
+
+
+class AsyncEvents:
+    """``client.events``: the daemon's log of what happened."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    def watch(self, *, from_revision: int = 0, timeout: float | None = None) -> AsyncStream[t.Event]:
+        """Events from a revision on (only new ones for 0), then live.
+
+        Raises while iterating:
+            InvalidRequest: that revision is no longer kept.
+        """
+        return self._client.stream(calls.watch_events(from_revision), timeout)

@@ -1,0 +1,281 @@
+"""Every RPC as data: path, request, response type, conversion. The sync and the async client only execute them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from google.protobuf.message import Message as Proto
+from grpc_health.v1 import health_pb2
+
+from optiq_client import convert, states
+from optiq_client import types as t
+from optiq_protos.v1 import adapter_pb2, event_pb2, generation_pb2, runtime_pb2, training_pb2
+
+T = TypeVar("T")
+
+Prompt = str | Sequence[t.Message | Mapping[str, str]] | Sequence[int]
+"""One user turn, a conversation, or token ids."""
+
+PAGE_SIZE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One RPC, ready to run.
+
+    Attributes:
+        path: ``/package.Service/Method``.
+        request: the message to send.
+        response: the message type that comes back.
+        convert: from that message to what the caller gets.
+    """
+
+    path: str
+    request: Proto
+    response: type[Any]
+    convert: Callable[[Any], T]
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """A page of a list, and the token of the next one (empty on the last)."""
+
+    items: list[T]
+    next_token: str
+
+
+def tenant_name(tenant: str) -> str:
+    """``tenants/{tenant}`` for an id; a full name stays as it is."""
+    return tenant if "/" in tenant else f"tenants/{tenant}"
+
+
+def adapter_name(tenant: str, adapter: str) -> str:
+    """``tenants/{tenant}/adapters/{adapter}`` for an id; a full name stays as it is."""
+    return adapter if "/" in adapter else f"{tenant_name(tenant)}/adapters/{adapter}"
+
+
+def job_name(tenant: str, job: str) -> str:
+    """``tenants/{tenant}/jobs/{job}`` for an id; a full name stays as it is."""
+    return job if "/" in job else f"{tenant_name(tenant)}/jobs/{job}"
+
+
+def generate(
+    tenant: str,
+    prompt: Prompt,
+    *,
+    adapter: str,
+    adapter_scale: float | None,
+    raw: bool,
+    max_tokens: int,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    min_p: float | None,
+    seed: int | None,
+    stop: Sequence[str],
+    request_id: str,
+) -> Call[t.GenerationEvent | None]:
+    """GenerationService.Generate."""
+    if "/" in adapter:  # a full name says the tenant too
+        tenant, _, adapter = adapter.removeprefix("tenants/").partition("/adapters/")
+    request = generation_pb2.GenerateRequest(
+        parent=tenant_name(tenant),
+        adapter=adapter,
+        adapter_scale=adapter_scale,
+        sampling=generation_pb2.SamplingParams(
+            temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed
+        ),
+        max_tokens=max_tokens,
+        stop=[stop] if isinstance(stop, str) else stop,
+        request_id=request_id,
+    )
+    if isinstance(prompt, str):
+        if raw:
+            request.raw_text = prompt
+        else:
+            request.prompt = prompt
+    elif prompt and all(isinstance(item, int) for item in prompt):
+        request.token_ids.ids.extend(cast("Sequence[int]", prompt))
+    else:
+        request.messages.messages.extend(_message(item) for item in prompt)
+    return Call(
+        "/optiq.v1.GenerationService/Generate",
+        request,
+        generation_pb2.GenerateResponse,
+        convert.generation_event,
+    )
+
+
+def _message(item: object) -> generation_pb2.ChatMessage:
+    if isinstance(item, t.Message):
+        return generation_pb2.ChatMessage(role=item.role, content=item.content)
+    if isinstance(item, Mapping) and {"role", "content"} <= set(item):
+        return generation_pb2.ChatMessage(role=item["role"], content=item["content"])
+    raise TypeError(
+        f"prompt must be text, token ids, or messages with 'role' and 'content'; found {type(item).__name__}"
+    )
+
+
+def _adapter(response: Any) -> t.Adapter:
+    return convert.adapter(response.adapter)
+
+
+def _job(response: Any) -> t.Job:
+    return convert.job(response.job)
+
+
+def _nothing(response: Any) -> None:
+    return None
+
+
+def list_adapters(tenant: str, page_token: str) -> Call[Page[t.Adapter]]:
+    """AdapterService.ListAdapters, one page."""
+    return Call(
+        "/optiq.v1.AdapterService/ListAdapters",
+        adapter_pb2.ListAdaptersRequest(parent=tenant_name(tenant), page_size=PAGE_SIZE, page_token=page_token),
+        adapter_pb2.ListAdaptersResponse,
+        lambda r: Page([convert.adapter(a) for a in r.adapters], r.next_page_token),
+    )
+
+
+def get_adapter(tenant: str, adapter: str) -> Call[t.Adapter]:
+    """AdapterService.GetAdapter."""
+    request = adapter_pb2.GetAdapterRequest(name=adapter_name(tenant, adapter))
+    return Call("/optiq.v1.AdapterService/GetAdapter", request, adapter_pb2.GetAdapterResponse, _adapter)
+
+
+def import_adapter(tenant: str, adapter_id: str, source_path: str | Path) -> Call[t.Adapter]:
+    """AdapterService.ImportAdapter; a relative path is taken from the caller's directory."""
+    request = adapter_pb2.ImportAdapterRequest(
+        parent=tenant_name(tenant), adapter_id=adapter_id, source_path=str(Path(source_path).absolute())
+    )
+    return Call("/optiq.v1.AdapterService/ImportAdapter", request, adapter_pb2.ImportAdapterResponse, _adapter)
+
+
+def delete_adapter(tenant: str, adapter: str, etag: str) -> Call[None]:
+    """AdapterService.DeleteAdapter."""
+    request = adapter_pb2.DeleteAdapterRequest(name=adapter_name(tenant, adapter), etag=etag)
+    return Call("/optiq.v1.AdapterService/DeleteAdapter", request, adapter_pb2.DeleteAdapterResponse, _nothing)
+
+
+def load_adapter(tenant: str, adapter: str) -> Call[t.Adapter]:
+    """AdapterService.LoadAdapter."""
+    request = adapter_pb2.LoadAdapterRequest(name=adapter_name(tenant, adapter))
+    return Call("/optiq.v1.AdapterService/LoadAdapter", request, adapter_pb2.LoadAdapterResponse, _adapter)
+
+
+def unload_adapter(tenant: str, adapter: str) -> Call[t.Adapter]:
+    """AdapterService.UnloadAdapter."""
+    request = adapter_pb2.UnloadAdapterRequest(name=adapter_name(tenant, adapter))
+    return Call("/optiq.v1.AdapterService/UnloadAdapter", request, adapter_pb2.UnloadAdapterResponse, _adapter)
+
+
+def watch_adapters(tenant: str) -> Call[t.AdapterChange]:
+    """AdapterService.WatchAdapters."""
+    return Call(
+        "/optiq.v1.AdapterService/WatchAdapters",
+        adapter_pb2.WatchAdaptersRequest(parent=tenant_name(tenant)),
+        adapter_pb2.WatchAdaptersResponse,
+        convert.adapter_change,
+    )
+
+
+def create_job(tenant: str, adapter_id: str, config: t.TrainingConfig, request_id: str) -> Call[t.Job]:
+    """TrainingService.CreateTrainingJob; a relative data path is taken from the caller's directory."""
+    message = convert.training_config_message(config)
+    if message.data_path:
+        message.data_path = str(Path(message.data_path).absolute())
+    request = training_pb2.CreateTrainingJobRequest(
+        parent=tenant_name(tenant),
+        adapter_id=adapter_id,
+        config=message,
+        request_id=request_id or str(uuid.uuid4()),  # makes grpc's own retries safe
+    )
+    return Call("/optiq.v1.TrainingService/CreateTrainingJob", request, training_pb2.CreateTrainingJobResponse, _job)
+
+
+def get_job(tenant: str, job: str) -> Call[t.Job]:
+    """TrainingService.GetTrainingJob."""
+    request = training_pb2.GetTrainingJobRequest(name=job_name(tenant, job))
+    return Call("/optiq.v1.TrainingService/GetTrainingJob", request, training_pb2.GetTrainingJobResponse, _job)
+
+
+def list_jobs(tenant: str, page_token: str) -> Call[Page[t.Job]]:
+    """TrainingService.ListTrainingJobs, one page."""
+    return Call(
+        "/optiq.v1.TrainingService/ListTrainingJobs",
+        training_pb2.ListTrainingJobsRequest(parent=tenant_name(tenant), page_size=PAGE_SIZE, page_token=page_token),
+        training_pb2.ListTrainingJobsResponse,
+        lambda r: Page([convert.job(j) for j in r.jobs], r.next_page_token),
+    )
+
+
+def cancel_job(tenant: str, job: str) -> Call[t.Job]:
+    """TrainingService.CancelTrainingJob."""
+    request = training_pb2.CancelTrainingJobRequest(name=job_name(tenant, job))
+    return Call("/optiq.v1.TrainingService/CancelTrainingJob", request, training_pb2.CancelTrainingJobResponse, _job)
+
+
+def delete_job(tenant: str, job: str) -> Call[None]:
+    """TrainingService.DeleteTrainingJob."""
+    request = training_pb2.DeleteTrainingJobRequest(name=job_name(tenant, job))
+    return Call(
+        "/optiq.v1.TrainingService/DeleteTrainingJob",
+        request,
+        training_pb2.DeleteTrainingJobResponse,
+        _nothing,
+    )
+
+
+def watch_job(tenant: str, job: str) -> Call[t.JobUpdate]:
+    """TrainingService.WatchTrainingJob."""
+    return Call(
+        "/optiq.v1.TrainingService/WatchTrainingJob",
+        training_pb2.WatchTrainingJobRequest(name=job_name(tenant, job)),
+        training_pb2.WatchTrainingJobResponse,
+        convert.job_update,
+    )
+
+
+def get_status() -> Call[t.Status]:
+    """RuntimeService.GetStatus."""
+    return Call(
+        "/optiq.v1.RuntimeService/GetStatus",
+        runtime_pb2.GetStatusRequest(),
+        runtime_pb2.GetStatusResponse,
+        lambda r: convert.status(r.status),
+    )
+
+
+def watch_telemetry(interval_ms: int) -> Call[t.Status]:
+    """RuntimeService.WatchTelemetry."""
+    return Call(
+        "/optiq.v1.RuntimeService/WatchTelemetry",
+        runtime_pb2.WatchTelemetryRequest(interval_ms=interval_ms),
+        runtime_pb2.WatchTelemetryResponse,
+        lambda r: convert.status(r.status),
+    )
+
+
+def watch_events(from_revision: int) -> Call[t.Event]:
+    """EventService.WatchEvents."""
+    return Call(
+        "/optiq.v1.EventService/WatchEvents",
+        event_pb2.WatchEventsRequest(from_revision=from_revision),
+        event_pb2.WatchEventsResponse,
+        lambda r: convert.event(r.event),
+    )
+
+
+def check_health(service: str) -> Call[states.HealthStatus]:
+    """grpc.health.v1.Health.Check."""
+    return Call(
+        "/grpc.health.v1.Health/Check",
+        health_pb2.HealthCheckRequest(service=service),
+        health_pb2.HealthCheckResponse,
+        lambda r: states.HealthStatus(health_pb2.HealthCheckResponse.ServingStatus.Name(r.status)),
+    )

@@ -1,0 +1,253 @@
+"""Protobuf messages to the client's types, and back where a type is sent. The only module that knows both."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from optiq_client import states
+from optiq_client import types as t
+from optiq_protos.v1 import adapter_pb2, event_pb2, generation_pb2, runtime_pb2, training_pb2
+
+E = TypeVar("E", bound=StrEnum)
+
+
+def _enum(kind: type[E], wrapper: Any, value: int, prefix: str) -> E:
+    """The member named like the wire's value; UNSPECIFIED for one that a newer daemon added."""
+    name = wrapper.Name(value).removeprefix(prefix) if value in wrapper.values() else "UNSPECIFIED"
+    return kind[name] if name in kind.__members__ else kind["UNSPECIFIED"]
+
+
+def _time(stamp: Timestamp) -> datetime | None:
+    return stamp.ToDatetime(tzinfo=UTC) if stamp.seconds or stamp.nanos else None
+
+
+def _optional_time(message: Any, name: str) -> datetime | None:
+    return _time(getattr(message, name)) if message.HasField(name) else None
+
+
+def generation_event(response: generation_pb2.GenerateResponse) -> t.GenerationEvent | None:
+    """The event of one stream message; None for a kind that this client does not know."""
+    kind = response.WhichOneof("event")
+    if kind == "chunk":
+        return t.Chunk(response.chunk.text, tuple(response.chunk.token_ids))
+    if kind == "queued":
+        return t.Queued(response.queued.position)
+    if kind == "started":
+        s = response.started
+        return t.Started(s.request_id, s.adapter, s.adapter_digest, s.prompt_tokens, s.cached_tokens)
+    if kind == "finished":
+        f = response.finished
+        u, m, b = f.usage, f.timings, f.batch
+        return t.Finished(
+            reason=_enum(states.FinishReason, generation_pb2.FinishReason, f.reason, "FINISH_REASON_"),
+            usage=t.Usage(u.prompt_tokens, u.completion_tokens, u.cached_tokens),
+            timings=t.Timings(m.queue_ms, m.prefill_ms, m.time_to_first_token_ms, m.decode_ms, m.tokens_per_second),
+            batch=t.BatchStats(b.max_rows, b.max_adapters, b.steps),
+        )
+    return None
+
+
+def adapter(message: adapter_pb2.Adapter) -> t.Adapter:
+    """An adapter."""
+    q = message.quarantine
+    return t.Adapter(
+        name=message.name,
+        digest=message.digest,
+        state=_enum(states.AdapterState, adapter_pb2.AdapterState, message.state, "ADAPTER_STATE_"),
+        quarantine=t.QuarantineReason(q.code, q.message, q.file, q.tensor, q.expected, q.found)
+        if message.HasField("quarantine")
+        else None,
+        format=message.format,
+        kind=message.kind,
+        base_model=message.base_model,
+        module_count=message.module_count,
+        min_rank=message.min_rank,
+        max_rank=message.max_rank,
+        parameter_count=message.parameter_count,
+        targets=tuple(message.targets),
+        disk_bytes=message.disk_bytes,
+        resident_bytes=message.resident_bytes,
+        active_leases=message.active_leases,
+        create_time=_optional_time(message, "create_time"),
+        update_time=_optional_time(message, "update_time"),
+        source_path=message.source_path,
+        drop_to_routable_ms=message.drop_to_routable_ms,
+        etag=message.etag,
+    )
+
+
+def adapter_change(response: adapter_pb2.WatchAdaptersResponse) -> t.AdapterChange:
+    """One message of an adapter watch."""
+    kind = _enum(states.ChangeType, adapter_pb2.WatchAdaptersResponse.ChangeType, response.type, "CHANGE_TYPE_")
+    return t.AdapterChange(kind, adapter(response.adapter) if response.HasField("adapter") else None)
+
+
+def training_config(message: training_pb2.TrainingConfig) -> t.TrainingConfig:
+    """A job's settings."""
+    return t.TrainingConfig(
+        data_path=message.data_path,
+        rank=message.rank,
+        rank_scaling=_enum(states.RankScaling, training_pb2.RankScaling, message.rank_scaling, "RANK_SCALING_"),
+        scale=message.scale,
+        dropout=message.dropout,
+        target_modules=tuple(message.target_modules),
+        num_layers=message.num_layers,
+        iters=message.iters,
+        batch_size=message.batch_size,
+        learning_rate=message.learning_rate,
+        max_seq_length=message.max_seq_length,
+        mask_prompt=message.mask_prompt if message.HasField("mask_prompt") else None,
+        seed=message.seed,
+        steps_per_report=message.steps_per_report,
+        steps_per_eval=message.steps_per_eval,
+        steps_per_checkpoint=message.steps_per_checkpoint,
+        grad_checkpoint=message.grad_checkpoint,
+    )
+
+
+def training_config_message(config: t.TrainingConfig) -> training_pb2.TrainingConfig:
+    """The wire form of a job's settings."""
+    return training_pb2.TrainingConfig(
+        data_path=config.data_path,
+        rank=config.rank,
+        rank_scaling=f"RANK_SCALING_{config.rank_scaling.name}",
+        scale=config.scale,
+        dropout=config.dropout,
+        target_modules=config.target_modules,
+        num_layers=config.num_layers,
+        iters=config.iters,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        max_seq_length=config.max_seq_length,
+        mask_prompt=config.mask_prompt,
+        seed=config.seed,
+        steps_per_report=config.steps_per_report,
+        steps_per_eval=config.steps_per_eval,
+        steps_per_checkpoint=config.steps_per_checkpoint,
+        grad_checkpoint=config.grad_checkpoint,
+    )
+
+
+def progress(message: training_pb2.TrainingProgress) -> t.Progress:
+    """One report of a running job."""
+    return t.Progress(
+        step=message.step,
+        total_steps=message.total_steps,
+        train_loss=message.train_loss,
+        valid_loss=message.valid_loss if message.HasField("valid_loss") else None,
+        tokens_per_second=message.tokens_per_second,
+        trained_tokens=message.trained_tokens,
+        seconds_left=message.seconds_left,
+        peak_memory_bytes=message.peak_memory_bytes,
+        learning_rate=message.learning_rate,
+    )
+
+
+def job(message: training_pb2.TrainingJob) -> t.Job:
+    """A training job."""
+    return t.Job(
+        name=message.name,
+        state=_enum(states.JobState, training_pb2.JobState, message.state, "JOB_STATE_"),
+        state_reason=message.state_reason,
+        adapter_id=message.adapter_id,
+        config=training_config(message.config),
+        progress=progress(message.progress) if message.HasField("progress") else None,
+        create_time=_optional_time(message, "create_time"),
+        start_time=_optional_time(message, "start_time"),
+        end_time=_optional_time(message, "end_time"),
+        adapter_digest=message.adapter_digest,
+        attempts=message.attempts,
+        etag=message.etag,
+    )
+
+
+def job_update(response: training_pb2.WatchTrainingJobResponse) -> t.JobUpdate:
+    """One message of a job watch."""
+    reported = progress(response.progress) if response.HasField("progress") else None
+    return t.JobUpdate(job(response.job), reported)
+
+
+def event(message: event_pb2.Event) -> t.Event:
+    """One entry of the daemon's log."""
+    return t.Event(
+        revision=message.revision,
+        time=_optional_time(message, "time"),
+        type=message.type,
+        resource=message.resource,
+        message=message.message,
+        fields=dict(message.fields),
+    )
+
+
+def status(message: runtime_pb2.RuntimeStatus) -> t.Status:
+    """What the daemon and its processes are doing now."""
+    return t.Status(
+        version=message.version,
+        pid=message.pid,
+        start_time=_optional_time(message, "start_time"),
+        home_path=message.home_path,
+        adapters_path=message.adapters_path,
+        base=_base(message.base),
+        device=_device(message.device),
+        engine=_engine(message.engine),
+        adapter_count=message.adapter_count,
+        quarantined_adapter_count=message.quarantined_adapter_count,
+        queued_jobs=message.queued_jobs,
+        running_job=message.running_job,
+        requests=tuple(_live_request(r) for r in message.requests),
+        process_memory_bytes=message.process_memory_bytes,
+        memory_limit_bytes=message.memory_limit_bytes,
+    )
+
+
+def _base(m: runtime_pb2.BaseStatus) -> t.Base:
+    return t.Base(
+        model=m.model,
+        path=m.path,
+        digest=m.digest,
+        memory_bytes=m.memory_bytes,
+        bits_per_weight=m.bits_per_weight,
+        layer_count=m.layer_count,
+        max_context=m.max_context,
+    )
+
+
+def _device(m: runtime_pb2.DeviceStatus) -> t.Device:
+    return t.Device(m.kind, m.name, m.compute, tuple(m.notes))
+
+
+def _engine(m: runtime_pb2.EngineStatus) -> t.Engine:
+    return t.Engine(
+        state=_enum(states.EngineState, runtime_pb2.EngineState, m.state, "ENGINE_STATE_"),
+        message=m.message,
+        pid=m.pid,
+        restarts=m.restarts,
+        active_rows=m.active_rows,
+        queued_requests=m.queued_requests,
+        resident_adapters=m.resident_adapters,
+        adapter_bytes=m.adapter_bytes,
+        kv_cache_bytes=m.kv_cache_bytes,
+        active_memory_bytes=m.active_memory_bytes,
+        peak_memory_bytes=m.peak_memory_bytes,
+        tokens_per_second=m.tokens_per_second,
+        generated_tokens=m.generated_tokens,
+        max_adapters_in_one_step=m.max_adapters_in_one_step,
+    )
+
+
+def _live_request(m: runtime_pb2.LiveRequest) -> t.LiveRequest:
+    return t.LiveRequest(
+        request_id=m.request_id,
+        tenant=m.tenant,
+        requested_adapter=m.requested_adapter,
+        adapter_digest=m.adapter_digest,
+        phase=m.phase,
+        completion_tokens=m.completion_tokens,
+        tokens_per_second=m.tokens_per_second,
+        time_to_first_token_ms=m.time_to_first_token_ms,
+        start_time=_optional_time(m, "start_time"),
+    )

@@ -1,0 +1,308 @@
+"""What the client returns: frozen dataclasses, no protobuf in sight.
+
+Bytes are bytes, durations are named by their unit, times are timezone-aware UTC and None where they have not
+happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from optiq_client.states import AdapterState, ChangeType, EngineState, FinishReason, JobState, RankScaling
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; ``role`` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The request waits; position 1 is next."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request runs, with this version of this adapter to its end; both empty for the bare base."""
+
+    request_id: str
+    adapter: str
+    adapter_digest: str
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Text that these tokens completed."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds from admission, and tokens per second after the first token."""
+
+    queue_ms: float
+    prefill_ms: float
+    time_to_first_token_ms: float
+    decode_ms: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStats:
+    """What the request shared its forward passes with."""
+
+    max_rows: int
+    max_adapters: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The request ended well."""
+
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+    batch: BatchStats
+
+
+GenerationEvent = Queued | Started | Chunk | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineReason:
+    """Why a folder is not served."""
+
+    code: str
+    message: str
+    file: str
+    tensor: str
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One adapter name and the version that it points to."""
+
+    name: str
+    digest: str
+    state: AdapterState
+    quarantine: QuarantineReason | None
+    format: str
+    kind: str
+    base_model: str
+    module_count: int
+    min_rank: int
+    max_rank: int
+    parameter_count: int
+    targets: tuple[str, ...]
+    disk_bytes: int
+    resident_bytes: int
+    active_leases: int
+    create_time: datetime | None
+    update_time: datetime | None
+    source_path: str
+    drop_to_routable_ms: float
+    etag: str
+
+    @property
+    def id(self) -> str:
+        """Last component of the name."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def tenant(self) -> str:
+        """Tenant id of the name."""
+        return self.name.split("/")[1] if self.name.count("/") >= 3 else ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterChange:
+    """One message of an adapter watch; ``adapter`` is None at LIST_END."""
+
+    type: ChangeType
+    adapter: Adapter | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """A training job's settings. Zero, empty and None mean the daemon's default (see training.proto).
+
+    ``data_path`` is a folder on the daemon's machine with ``train.jsonl`` and optionally ``valid.jsonl``.
+    """
+
+    data_path: str = ""
+    rank: int = 0
+    rank_scaling: RankScaling = RankScaling.UNSPECIFIED
+    scale: float = 0.0
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] = ()
+    num_layers: int = 0
+    iters: int = 0
+    batch_size: int = 0
+    learning_rate: float = 0.0
+    max_seq_length: int = 0
+    mask_prompt: bool | None = None
+    seed: int = 0
+    steps_per_report: int = 0
+    steps_per_eval: int = 0
+    steps_per_checkpoint: int = 0
+    grad_checkpoint: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One report of a running job."""
+
+    step: int
+    total_steps: int
+    train_loss: float
+    valid_loss: float | None
+    tokens_per_second: float
+    trained_tokens: int
+    seconds_left: float
+    peak_memory_bytes: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A training job."""
+
+    name: str
+    state: JobState
+    state_reason: str
+    adapter_id: str
+    config: TrainingConfig
+    progress: Progress | None
+    create_time: datetime | None
+    start_time: datetime | None
+    end_time: datetime | None
+    adapter_digest: str
+    attempts: int
+    etag: str
+
+    @property
+    def id(self) -> str:
+        """Last component of the name."""
+        return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class JobUpdate:
+    """One message of a job watch; ``progress`` is set where the message reports some."""
+
+    job: Job
+    progress: Progress | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of the daemon's log."""
+
+    revision: int
+    time: datetime | None
+    type: str
+    resource: str
+    message: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The resident base."""
+
+    model: str
+    path: str
+    digest: str
+    memory_bytes: int
+    bits_per_weight: float
+    layer_count: int
+    max_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """How the device was set up, and why."""
+
+    kind: str
+    name: str
+    compute: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The engine process."""
+
+    state: EngineState
+    message: str
+    pid: int
+    restarts: int
+    active_rows: int
+    queued_requests: int
+    resident_adapters: int
+    adapter_bytes: int
+    kv_cache_bytes: int
+    active_memory_bytes: int
+    peak_memory_bytes: int
+    tokens_per_second: float
+    generated_tokens: int
+    max_adapters_in_one_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRequest:
+    """A request that is being served now; ``phase`` is queued, prefill or decode."""
+
+    request_id: str
+    tenant: str
+    requested_adapter: str
+    adapter_digest: str
+    phase: str
+    completion_tokens: int
+    tokens_per_second: float
+    time_to_first_token_ms: float
+    start_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the daemon and its processes are doing now."""
+
+    version: str
+    pid: int
+    start_time: datetime | None
+    home_path: str
+    adapters_path: str
+    base: Base
+    device: Device
+    engine: Engine
+    adapter_count: int
+    quarantined_adapter_count: int
+    queued_jobs: int
+    running_job: str
+    requests: tuple[LiveRequest, ...]
+    process_memory_bytes: int
+    memory_limit_bytes: int
