@@ -1,0 +1,92 @@
+"""Loads the tensors of a validated adapter folder into the form in which the bank adds them.
+
+With ``W`` the base's weight [out, in], ``s`` the adapter's scale and ``B``, ``A`` its matrices, LoRA adds
+``x A (s B)``. DoRA (arXiv:2402.09353) replaces the output by ``g * (x W^T + x A (s B))`` with
+``g = m / ||W + s (A B)^T||`` per output row, which is the base's output plus ``(g - 1) * x W^T + x A (s g B)``: the
+same form with one more vector. So a per-request factor on everything that is added blends both kinds exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import AdapterError
+from .manifest import AdapterManifest, ModuleDelta
+
+
+@dataclass(frozen=True)
+class DeltaTensors:
+    """What one adapter adds to one module.
+
+    Attributes:
+        a: [in, rank].
+        b: [rank, out], the scale (and DoRA's gain) folded in.
+        gain: [out], DoRA's ``g - 1``; None for LoRA.
+    """
+
+    a: mx.array
+    b: mx.array
+    gain: mx.array | None
+
+
+def load_tensors(
+    folder: Path, manifest: AdapterManifest, linears: dict[str, nn.Module], dtype: mx.Dtype
+) -> dict[str, DeltaTensors]:
+    """Read, check and evaluate an adapter's tensors; safe to call beside a running engine.
+
+    Args:
+        folder: the adapter folder that the manifest was read from.
+        manifest: a manifest that was validated against the base.
+        linears: the base's modules by dotted path.
+        dtype: type in which the bank computes.
+
+    Raises:
+        AdapterError: a tensor is not finite.
+    """
+    raw: Any = mx.load(str(folder / manifest.weights_file))
+    deltas = {d.path: _delta(raw, d, manifest.weights_file, linears[d.path], dtype) for d in manifest.modules}
+    mx.eval([t for d in deltas.values() for t in (d.a, d.b, d.gain) if t is not None])
+    return deltas
+
+
+def _delta(raw: dict[str, mx.array], spec: ModuleDelta, file: str, linear: nn.Module, dtype: mx.Dtype) -> DeltaTensors:
+    def read(name: str) -> mx.array:
+        tensor = raw[name].astype(mx.float32)
+        if not mx.isfinite(tensor).all().item():
+            raise AdapterError(
+                "NOT_FINITE", "the tensor has NaN or infinite values", file=file, tensor=name, expected="finite numbers"
+            )
+        return tensor.T if spec.transposed and tensor.ndim == 2 else tensor
+
+    # Columns and rows beyond the true rank are zero padding for stock mlx-lm.
+    a = read(spec.a)[:, : spec.rank]
+    b = read(spec.b)[: spec.rank] * spec.scale
+    gain = None
+    if spec.dora:
+        magnitude = read(spec.magnitude)
+        merged = base_weight(linear) + (a @ b).T
+        factor = magnitude / mx.linalg.norm(merged, axis=1)
+        b = b * factor
+        gain = (factor - 1).astype(dtype)
+    return DeltaTensors(mx.contiguous(a.astype(dtype)), mx.contiguous(b.astype(dtype)), gain)
+
+
+def base_weight(linear: nn.Module) -> mx.array:
+    """Return a linear module's weight [out, in] in float32, dequantized if need be."""
+    if isinstance(linear, nn.QuantizedLinear):
+        biases = linear.get("biases")
+        return mx.dequantize(
+            linear.weight,
+            linear.scales.astype(mx.float32) if biases is not None else linear.scales,
+            None if biases is None else biases.astype(mx.float32),
+            group_size=linear.group_size,
+            bits=linear.bits,
+            mode=linear.mode,
+        ).astype(mx.float32)
+    weight: mx.array = linear.weight
+    return weight.astype(mx.float32)

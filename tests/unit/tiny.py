@@ -1,0 +1,67 @@
+"""A tiny random Llama and adapters for it, made in place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models import llama
+from safetensors.numpy import save_file
+
+from optiq_core.adapters.bank import adaptable_modules, linear_dims
+from optiq_core.adapters.tensors import base_weight
+
+
+def tiny_model(seed: int = 0, *, layers: int = 2, vocab: int = 64) -> llama.Model:
+    """Two blocks, 64 wide, grouped-query attention; the same seed gives the same weights."""
+    mx.random.seed(seed)
+    model = llama.Model(
+        llama.ModelArgs(
+            model_type="llama",
+            hidden_size=64,
+            num_hidden_layers=layers,
+            intermediate_size=128,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-5,
+            vocab_size=vocab,
+            max_position_embeddings=512,
+        )
+    )
+    mx.eval(model.parameters())
+    model.eval()
+    return model
+
+
+def write_mlx_adapter(
+    folder: Path,
+    model: llama.Model,
+    *,
+    rank: int = 4,
+    scale: float = 10.0,
+    seed: int = 0,
+    dora: bool = False,
+    targets: tuple[str, ...] = ("q_proj", "v_proj"),
+) -> Path:
+    """Write a random adapter in mlx-lm's format; its delta is large enough to be seen."""
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, np.ndarray] = {}
+    for path, module in adaptable_modules(model).items():
+        if path.rsplit(".", 1)[-1] in targets and "layers" in path:
+            inputs, outputs = linear_dims(module)
+            tensors[f"{path}.lora_a"] = rng.normal(size=(inputs, rank)).astype(np.float32) * 0.1
+            tensors[f"{path}.lora_b"] = rng.normal(size=(rank, outputs)).astype(np.float32) * 0.1
+            if dora:
+                norm = np.array(mx.linalg.norm(base_weight(module), axis=1))
+                tensors[f"{path}.m"] = (norm * rng.uniform(0.8, 1.2, outputs)).astype(np.float32)
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapters.safetensors")
+    config = {
+        "fine_tune_type": "dora" if dora else "lora",
+        "num_layers": -1,
+        "lora_parameters": {"rank": rank, "scale": scale, "dropout": 0.0, "keys": ["self_attn.q_proj"]},
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
