@@ -1,0 +1,232 @@
+"""The trainer process: one job, in a process of its own that the daemon may kill and start again.
+
+``python -m optiq_daemon.trainer_process --job-dir DIR``
+
+``DIR/job.json`` says what to train. Events go to stdout as JSON lines (:mod:`optiq_core.train.events`), the log to
+stderr. A line ``cancel`` on stdin ends the job at its next step; ``stop``, the end of stdin or SIGTERM save a
+checkpoint first. Started on a folder with a checkpoint, it goes on from there.
+
+Exit codes: 0 succeeded or cancelled, 1 failed, 3 stopped, to be resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
+
+import msgspec
+
+from optiq_core.errors import OptiqError, TrainingError
+from optiq_core.train.config import TrainConfig
+from optiq_core.train.events import (
+    Cancelled,
+    Event,
+    Failed,
+    Heartbeat,
+    Progress,
+    Started,
+    Succeeded,
+    encode_event,
+)
+
+log = logging.getLogger("optiq.trainer")
+
+HEARTBEAT_SECONDS = 2.0
+# Below the engine, so that answers do not wait for training.
+NICENESS = 10
+EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 3
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Content of ``job.json``: base folder, settings, and the names that the log shows."""
+
+    base_path: str
+    config: TrainConfig
+    adapter_id: str
+    job: str
+
+
+class Signals:
+    """What the daemon asked for last; ``cancel`` is final."""
+
+    def __init__(self) -> None:
+        self._cancel = threading.Event()
+        self._stop = threading.Event()
+
+    def poll(self) -> str:
+        if self._cancel.is_set():
+            return "cancel"
+        return "stop" if self._stop.is_set() else "go"
+
+    def cancel(self) -> None:
+        self._cancel.set()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def read(self, lines: BinaryIO) -> None:
+        """Follow commands until the stream ends, which means that the daemon is gone."""
+        for line in lines:
+            command = line.strip().decode(errors="replace")
+            if command == "cancel":
+                self.cancel()
+            elif command == "stop":
+                self.stop()
+            elif command:
+                log.warning("unknown command %r; known are cancel and stop", command)
+        self.stop()
+
+
+class EventPipe:
+    """Writes events to the daemon, from any thread. When the daemon is gone, the run is asked to stop."""
+
+    def __init__(self, descriptor: int, signals: Signals) -> None:
+        self._file = os.fdopen(descriptor, "wb", buffering=0)
+        self._lock = threading.Lock()
+        self._signals = signals
+        self._closed = threading.Event()
+
+    def send(self, event: Event) -> None:
+        with self._lock:
+            try:
+                self._file.write(encode_event(event))
+            except OSError:
+                self._signals.stop()
+
+    def beat(self) -> None:
+        """Send heartbeats until the process ends."""
+        while not self._closed.wait(HEARTBEAT_SECONDS):
+            self.send(Heartbeat())
+
+
+class MetricsFile:
+    """``metrics.jsonl``: every progress report of the job, once, also over restarts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._rewind(event.step)
+        elif isinstance(event, Progress):
+            with self._path.open("ab") as file:
+                file.write(encode_event(event))
+
+    def _rewind(self, step: int) -> None:
+        """Drop reports of steps that are about to be taken again, and a line cut short by a crash."""
+        if not self._path.exists():
+            return
+        kept: list[bytes] = []
+        for line in self._path.read_bytes().splitlines(keepends=True):
+            with contextlib.suppress(msgspec.DecodeError):
+                if msgspec.json.decode(line, type=Progress).step <= step:
+                    kept.append(line)
+        self._path.write_bytes(b"".join(kept))
+
+
+def run_job(job_dir: Path, pipe: EventPipe, signals: Signals) -> int:
+    """Train the job of a folder; returns the exit code. Every outcome but ``stopped`` is also an event."""
+    adapter = job_dir / "adapter"
+    try:
+        job = _read_job(job_dir / "job.json")
+        if adapter.is_dir():
+            # The adapter appears whole, so the process ended between the rename and the event.
+            pipe.send(Succeeded(str(adapter)))
+            return EXIT_DONE
+        outcome = _train(job, job_dir, adapter, pipe, signals)
+    except OptiqError as error:
+        log.error("%s", error)
+        pipe.send(Failed(str(error)))
+        return EXIT_FAILED
+    except Exception as error:  # the daemon needs a reason; the log has the trace
+        log.exception("training failed")
+        pipe.send(Failed(f"{type(error).__name__}: {error}"))
+        return EXIT_FAILED
+    if outcome == "stopped":
+        return EXIT_STOPPED
+    pipe.send(Cancelled() if outcome == "cancelled" else Succeeded(str(adapter)))
+    return EXIT_DONE
+
+
+def _train(job: Job, job_dir: Path, adapter: Path, pipe: EventPipe, signals: Signals) -> str:
+    from optiq_core.base.device import setup_device
+
+    profile = setup_device()
+    log.info("%s: training %s on %s", job.job, job.adapter_id, profile.name)
+    from optiq_core.base.loader import load_base
+    from optiq_core.train.data import load_data
+    from optiq_core.train.trainer import Signal, train
+
+    metrics = MetricsFile(job_dir / "metrics.jsonl")
+
+    def on_event(event: Event) -> None:
+        metrics.add(event)
+        pipe.send(event)
+
+    def control() -> Signal:
+        asked = signals.poll()
+        return "cancel" if asked == "cancel" else "stop" if asked == "stop" else "go"
+
+    base = load_base(Path(job.base_path), profile=profile)
+    data = load_data(job.config.data_path, base.tokenizer, job.config)
+    result = train(
+        base,
+        job.config,
+        data=data,
+        out_dir=adapter,
+        checkpoint_dir=job_dir / "checkpoint",
+        on_event=on_event,
+        control=control,
+    )
+    log.info("%s: %s after step %d", job.job, result.outcome, result.step)
+    return result.outcome
+
+
+def _read_job(path: Path) -> Job:
+    try:
+        job = msgspec.json.decode(path.read_bytes(), type=Job)
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be read ({error.strerror})") from error
+    except msgspec.DecodeError as error:
+        raise TrainingError(f"{path.name}: {error}") from error
+    job.config.validate()
+    return job
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="optiq_daemon.trainer_process", description=__doc__)
+    parser.add_argument("--job-dir", type=Path, required=True)
+    job_dir: Path = parser.parse_args(argv).job_dir
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+    signals = Signals()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        signals.stop()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    # Libraries that print must not write into the event stream: give the pipe a descriptor of its own.
+    pipe = EventPipe(os.dup(1), signals)
+    os.dup2(2, 1)
+    pipe.send(Heartbeat())
+    for target in (pipe.beat, lambda: signals.read(sys.stdin.buffer)):
+        threading.Thread(target=target, daemon=True).start()
+    return run_job(job_dir, pipe, signals)
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    # The stdin thread may still be reading, which would make the interpreter wait for its lock on exit.
+    os._exit(code)

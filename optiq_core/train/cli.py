@@ -1,0 +1,188 @@
+"""``optiq lora``: train an adapter in this process, and look at one. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from optiq_core.errors import OptiqError, TrainingError
+from optiq_core.train.config import RANK_SCALINGS, TrainConfig
+
+if TYPE_CHECKING:
+    from optiq_core.train.events import Event
+    from optiq_core.train.trainer import Signal, TrainResult
+
+EXIT_STOPPED = 3
+
+
+@click.group()
+def lora() -> None:
+    """Train LoRA adapters and inspect them."""
+
+
+@lora.command()
+@click.argument("base")
+@click.option("--data", "data_path", required=True, help="Folder with train.jsonl and optionally valid.jsonl.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Adapter folder to write.")
+@click.option("--rank", default=8, show_default=True, help="Base rank.")
+@click.option(
+    "--rank-scaling",
+    type=click.Choice(RANK_SCALINGS),
+    default="by_bits",
+    show_default=True,
+    help="by_bits: modules that the base keeps at 8 bits get twice the rank.",
+)
+@click.option("--scale", default=20.0, show_default=True, help="Factor on the low-rank product.")
+@click.option("--dropout", default=0.0, show_default=True)
+@click.option("--target-modules", default="q_proj,v_proj", show_default=True, help="Last path components.")
+@click.option("--num-layers", default=16, show_default=True, help="Blocks from the last, -1 for all.")
+@click.option("--iters", default=100, show_default=True, help="Optimizer steps.")
+@click.option("--batch-size", default=4, show_default=True)
+@click.option("--learning-rate", default=1e-4, show_default=True)
+@click.option("--max-seq-length", default=2048, show_default=True, help="Tokens; longer examples are cut.")
+@click.option(
+    "--mask-prompt/--no-mask-prompt", default=None, help="Train on answers only; on where the data has a prompt."
+)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--steps-per-report", default=10, show_default=True)
+@click.option("--steps-per-eval", default=100, show_default=True)
+@click.option("--steps-per-checkpoint", default=50, show_default=True)
+@click.option("--grad-checkpoint", is_flag=True, help="Recompute activations: less memory, more time.")
+@click.option("--overwrite", is_flag=True, help="Replace the output folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def train(base: str, output: Path, target_modules: str, overwrite: bool, as_json: bool, **options: Any) -> None:
+    """Train an adapter on BASE: a folder, a GGUF file, a hub id, or `embedded`.
+
+    Interrupted with Ctrl-C it saves a checkpoint beside the output folder; the same command goes on from there.
+    """
+    targets = tuple(name.strip() for name in target_modules.split(",") if name.strip())
+    config = TrainConfig(target_modules=targets, **options)
+    if output.exists() and not overwrite:
+        raise click.UsageError(f"{output} exists; --overwrite replaces it")
+    checkpoint = output.parent / f"{output.name}.checkpoint"
+    try:
+        config.validate()
+        result = _train(base, config, output, checkpoint, overwrite)
+    except TrainingError as error:
+        raise (click.UsageError(str(error)) if error.field else click.ClickException(str(error))) from error
+    except OptiqError as error:
+        raise click.ClickException(str(error)) from error
+    if result.outcome == "stopped":
+        click.echo(f"stopped after step {result.step}; the same command goes on from there", err=True)
+        raise SystemExit(EXIT_STOPPED)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    if as_json:
+        content = {"adapter_path": str(output), "steps": result.step, "valid_loss": result.valid_loss}
+        click.echo(json.dumps(content))
+    else:
+        click.echo(output)
+
+
+def _train(base: str, config: TrainConfig, output: Path, checkpoint: Path, overwrite: bool) -> TrainResult:
+    from optiq_core.train.data import check_data
+
+    check_data(config.data_path)
+    from optiq_core.base.device import setup_device
+
+    profile = setup_device()
+    from optiq_core.base.loader import load_base, resolve_base
+    from optiq_core.train.data import load_data
+    from optiq_core.train.trainer import train
+
+    folder = resolve_base(base, progress=lambda message: click.echo(message, err=True))
+    loaded = load_base(folder, profile=profile)
+    click.echo(f"{folder.name} on {profile.name}, {profile.compute}", err=True)
+    interrupted: list[int] = []
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.append(number)
+
+    def control() -> Signal:
+        return "stop" if interrupted else "go"
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        with _Narrator(config.iters) as narrator:
+            return train(
+                loaded,
+                config,
+                data=load_data(config.data_path, loaded.tokenizer, config),
+                out_dir=output,
+                checkpoint_dir=checkpoint,
+                on_event=narrator.show,
+                control=control,
+                overwrite=overwrite,
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Narrator:
+    """Shows events on stderr: a line each, and a progress bar on a terminal."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=total)
+
+    def __enter__(self) -> _Narrator:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def show(self, event: Event) -> None:
+        from optiq_core.train.events import Progress, Started, Warned
+
+        if isinstance(event, Started):
+            ranks = ", ".join(f"rank {rank}: {count} modules" for rank, count in event.ranks.items())
+            self._say(f"{event.trainable_parameters:,} trainable parameters ({ranks})")
+            if event.step:
+                self._say(f"going on from step {event.step}")
+            self._bar.update(self._task, completed=event.step)
+        elif isinstance(event, Progress):
+            valid = f" · valid {event.valid_loss:.4f}" if event.valid_loss is not None else ""
+            self._say(
+                f"step {event.step}/{event.total_steps} · loss {event.train_loss:.4f}{valid}"
+                f" · {event.tokens_per_second:.0f} tokens/s · peak {event.peak_memory_bytes / 1e9:.2f} GB"
+            )
+            self._bar.update(self._task, completed=event.step)
+        elif isinstance(event, Warned):
+            self._say(f"warning: {event.message}")
+
+    def _say(self, message: str) -> None:
+        self._console.print(message, markup=False, soft_wrap=True)
+
+
+@lora.command()
+@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+def info(path: Path, as_json: bool) -> None:
+    """Show what the adapter in PATH is: its base, its ranks, and how it was trained."""
+    from optiq_core.train.describe import describe
+
+    try:
+        description = describe(path)
+    except OptiqError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(description.as_dict(), indent=2))
+    else:
+        click.echo(description.as_text())
