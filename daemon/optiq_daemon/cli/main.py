@@ -1,0 +1,141 @@
+"""The root of ``optiq``: finds commands by entry point and imports only the one that is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import metadata
+
+import click
+
+from optiq_daemon.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, exit_code_of
+
+GROUP = "optiq.commands"
+
+# What `optiq --help` says, so that it needs no command's module. A test compares these with the commands.
+SUMMARIES = {
+    "serve": "Run the daemon in the foreground.",
+    "daemon": "Start, stop or look at a daemon in the background.",
+    "demo": "Run the whole loop on a real model: train, mount, serve, compare.",
+    "tui": "Watch adapters, jobs and requests in a dashboard.",
+    "ps": "Show the base, the engine, resident adapters and live requests.",
+    "generate": "Generate text with an adapter.",
+    "adapters": "List, import, load and remove adapters.",
+    "jobs": "Submit, watch and cancel training jobs.",
+    "lora": "Train adapters without a daemon, or look at one.",
+    "config": "Show the settings and where they come from.",
+}
+
+EPILOG = """\b
+Examples:
+  optiq serve                                   run the daemon
+  cp -r my-adapter ~/.local/share/optiq/adapters/default/roman
+  optiq generate --adapter roman "What is 12?"  use it
+  optiq tui                                     watch
+\b
+Completion: eval "$(_OPTIQ_COMPLETE=zsh_source optiq)"  (or bash_source, fish_source)
+\b
+Exit codes: 0 ok, 1 failed, 2 usage, 3 try again.
+"""
+
+
+class Commands(click.Group):
+    """A group whose members are entry points."""
+
+    def _entries(self) -> dict[str, metadata.EntryPoint]:
+        return {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Ours in the order of SUMMARIES, then those of other packages."""
+        names = self._entries()
+        return [n for n in SUMMARIES if n in names] + sorted(n for n in names if n not in SUMMARIES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command; None if there is no such name."""
+        entry = self._entries().get(cmd_name)
+        if entry is None:
+            return None
+        try:
+            command = entry.load()
+        except (ImportError, AttributeError) as error:
+            raise click.ClickException(f"command {cmd_name} ({entry.value}) cannot be loaded: {error}") from error
+        if not isinstance(command, click.Command):
+            raise click.ClickException(f"command {cmd_name} ({entry.value}) is not a click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list, without importing anything of it."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with a suggestion for a name that is nearly right."""
+        name = args[0]
+        if not name.startswith("-") and name not in self._entries():
+            import difflib
+
+            close = difflib.get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.5)
+            hint = f" Did you mean {close[0]!r}?" if close else " See `optiq --help`."
+            raise click.UsageError(f"No such command {name!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(f"optiq {metadata.version('optiq')}")
+        ctx.exit()
+
+
+@click.group(
+    cls=Commands,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+@click.pass_context
+def root(ctx: click.Context) -> None:
+    """One quantized base, an adapter per request, training in the same daemon."""
+    from optiq_daemon.cli.options import default_address
+
+    ctx.obj = default_address  # commands of other packages find the daemon with it
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run ``optiq``; the exit code. Errors are one line on stderr, never a stack trace."""
+    try:
+        result = root.main(args, prog_name="optiq", standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:
+        code = _report(error)
+        if code is None:
+            raise
+        return code
+    return result if isinstance(result, int) else EXIT_OK
+
+
+def _report(error: BaseException) -> int | None:
+    """Say what went wrong; the exit code, or None for a bug, which deserves its stack trace."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        error.show(sys.stderr)
+        return EXIT_USAGE if isinstance(error, click.UsageError) else error.exit_code
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return EXIT_INTERRUPTED
+    if isinstance(error, BrokenPipeError):  # `optiq adapters ls | head`
+        # The interpreter's own flush at exit would fail once more, and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    code = exit_code_of(error)
+    if code is not None:
+        click.echo(f"Error: {error}", err=True)
+    return code
