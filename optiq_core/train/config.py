@@ -13,9 +13,12 @@ RankScaling = Literal["constant", "by_bits"]
 
 RANK_SCALINGS: tuple[RankScaling, ...] = ("constant", "by_bits")
 
+# No adapter with a larger rank is served.
+MAX_RANK = 256
+
 # (lowest, highest) allowed value of every integer field, both inclusive.
 _RANGES: dict[str, tuple[int, int]] = {
-    "rank": (1, 1024),
+    "rank": (1, MAX_RANK),
     "iters": (1, 10_000_000),
     "batch_size": (1, 4096),
     "max_seq_length": (8, 1_048_576),

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from optiq_core.errors import TrainingError
-from optiq_core.train.config import RankScaling
+from optiq_core.train.config import MAX_RANK, RankScaling
 
 # Nothing at or above this width is a quantized weight.
 _FLOAT_BITS = 16
@@ -39,6 +39,9 @@ def allocate_ranks(
         scaling: ``constant`` or ``by_bits``.
         bits_of: bits of a module's weight in the base (16 or 32 where it is not quantized, None where
             the base does not say, which counts as not quantized).
+
+    Raises:
+        TrainingError: a module would get more rank than can be served.
     """
     if scaling == "constant":
         return dict.fromkeys(paths, rank)
@@ -47,9 +50,15 @@ def allocate_ranks(
     bits = {path: bits_of(path) or _FLOAT_BITS for path in paths}
     if all(value >= _FLOAT_BITS for value in bits.values()):
         return dict.fromkeys(bits, rank)
-    return {
+    ranks = {
         path: math.ceil(rank * (value if value < _FLOAT_BITS else _COUNTS_AS_BITS) / 4) for path, value in bits.items()
     }
+    for path, own in ranks.items():
+        if own > MAX_RANK:
+            raise TrainingError(
+                f"rank: '{path}' would get {own}, at most {MAX_RANK} can be served; lower rank", field="rank"
+            )
+    return ranks
 
 
 def distribution(ranks: Mapping[str, int]) -> dict[int, int]:

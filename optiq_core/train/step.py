@@ -54,9 +54,11 @@ def make_step(
         optimizer.update(model, grads)
 
     if compiled:
-        state = [model.state, optimizer.state]
-        gradient = partial(mx.compile, inputs=[model.state, mx.random.state], outputs=[mx.random.state])(gradient)
-        update = partial(mx.compile, inputs=state, outputs=state)(update)
+        # Differentiating puts traced arrays into the model, so its state is an output of both functions.
+        drawn = [model.state, mx.random.state]
+        gradient = partial(mx.compile, inputs=drawn, outputs=drawn)(gradient)
+        changed = [model.state, optimizer.state]
+        update = partial(mx.compile, inputs=changed, outputs=changed)(update)
 
     def step(inputs: Inputs) -> StepResult:
         value, count, finite, grads = gradient(inputs)
