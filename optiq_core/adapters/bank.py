@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from .tensors import DeltaTensors
 
@@ -277,6 +277,17 @@ def linear_dims(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, nn.QuantizedLinear):
         return columns * 32 // module.bits, output_dims
     return columns, output_dims
+
+
+def compute_dtype(model: nn.Module) -> mx.Dtype:
+    """Return the type in which a bank adds to this model: the model's own, float32 on the CPU.
+
+    ``gather_mm`` takes nothing but float32 there.
+    """
+    if mx.default_device() == mx.Device(mx.cpu):
+        return mx.float32
+    floats = (mx.float16, mx.bfloat16, mx.float32)
+    return next((v.dtype for _, v in tree_flatten(model.parameters()) if v.dtype in floats), mx.float16)
 
 
 def _power_of_two(rank: int) -> int:

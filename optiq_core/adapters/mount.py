@@ -17,10 +17,9 @@ from contextvars import Token
 from pathlib import Path
 from types import TracebackType
 
-import mlx.core as mx
 import mlx.nn as nn
 
-from .bank import ActiveRows, AdapterBank, active
+from .bank import ActiveRows, AdapterBank, active, compute_dtype
 from .format import read_manifest, validate_against_base
 from .tensors import load_tensors
 
@@ -31,8 +30,7 @@ def bank_of(model: nn.Module) -> AdapterBank:
     """Return the model's adapter bank, made on first use and kept with the model."""
     bank = _banks.get(id(model))
     if bank is None or bank.model is not model:
-        dtype = mx.float32 if mx.default_device() == mx.cpu else _float_dtype(model)
-        bank = AdapterBank(model, dtype)
+        bank = AdapterBank(model, compute_dtype(model))
         _banks[id(model)] = bank
         # The bank lives as long as its model does.
         object.__setattr__(model, "_optiq_bank", bank)
@@ -90,11 +88,3 @@ class AdapterActivation:
 
 def _candidates(model: nn.Module | None) -> list[AdapterBank]:
     return [bank_of(model)] if model is not None else list(_banks.values())
-
-
-def _float_dtype(model: nn.Module) -> mx.Dtype:
-    """Return the type that the model computes in: its first norm or scale tells."""
-    from mlx.utils import tree_flatten
-
-    floats = (mx.float16, mx.bfloat16, mx.float32)
-    return next((v.dtype for _, v in tree_flatten(model.parameters()) if v.dtype in floats), mx.float16)

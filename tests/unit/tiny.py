@@ -8,10 +8,14 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 from mlx_lm.models import llama
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 from safetensors.numpy import save_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from optiq_core.adapters.bank import adaptable_modules, linear_dims
 from optiq_core.adapters.tensors import base_weight
+from optiq_core.base import BaseMetadata, LoadedBase, setup_device
 
 
 def tiny_model(seed: int = 0, *, layers: int = 2, vocab: int = 64) -> llama.Model:
@@ -65,3 +69,26 @@ def write_mlx_adapter(
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
+
+
+def tiny_tokenizer(vocab: int = 64) -> TokenizerWrapper:
+    """Token ``i`` is the character ``chr(48 + i)``; 0 ends a turn, and nothing else is special."""
+    words = {"<eos>": 0, **{chr(48 + i): i for i in range(1, vocab)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<eos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>"))
+
+
+def tiny_base(seed: int = 0) -> LoadedBase:
+    """The tiny model as the engine takes it."""
+    return LoadedBase(
+        model=tiny_model(seed),
+        tokenizer=tiny_tokenizer(),
+        config={"max_position_embeddings": 512},
+        path=Path("tiny"),
+        digest="0" * 64,
+        profile=setup_device(),
+        memory_bytes=0,
+        metadata=BaseMetadata({}, 32.0),
+    )
