@@ -100,7 +100,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
     except OSError as error:
         raise AdapterError("FILE_MISSING", f"cannot be read: {error.strerror}", file=FILE_NAME) from error
     except msgspec.DecodeError as error:
-        raise AdapterError("CONFIG_INVALID", str(error), file=FILE_NAME) from error
+        raise AdapterError("BAD_CONFIG", str(error), file=FILE_NAME) from error
     if config.format_version > FORMAT_VERSION:
         raise AdapterError(
             "FORMAT_UNSUPPORTED",

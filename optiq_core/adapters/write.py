@@ -75,8 +75,9 @@ def stored_tensors(tensors: Mapping[str, Tensor], config: LoraConfig, dtype: Sto
     """The tensors as they go into the file: padded and scaled where ``config.stored_scale`` asks for it."""
     expected = {f"{path}.{leaf}" for path in config.ranks for leaf in ("lora_a", "lora_b")}
     for name in sorted(expected.symmetric_difference(tensors)):
-        what = "missing" if name in expected else "without a rank in 'ranks'"
-        raise AdapterError("TENSOR_MISMATCH", what, file=TENSOR_FILE, tensor=name)
+        if name in expected:
+            raise AdapterError("TENSOR_MISSING", "missing", file=TENSOR_FILE, tensor=name)
+        raise AdapterError("UNKNOWN_TENSOR", "without a rank in 'ranks'", file=TENSOR_FILE, tensor=name)
     factor = np.float32(config.scale / config.stored_scale)
     stored: dict[str, Tensor] = {}
     for path, rank in config.ranks.items():
