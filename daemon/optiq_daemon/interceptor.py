@@ -22,7 +22,7 @@ MAX_REQUEST_BYTES = 8 * 1024 * 1024
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Answers every exception of a handler with a status of :func:`optiq_daemon.errors.status_of`."""
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:

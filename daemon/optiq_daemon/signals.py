@@ -23,3 +23,13 @@ class Changed:
         """Wake all who hold a ticket."""
         event, self._event = self._event, asyncio.Event()
         event.set()
+
+
+async def first_of(*tickets: asyncio.Event) -> None:
+    """Return when one of the tickets is set."""
+    waiting = [asyncio.ensure_future(ticket.wait()) for ticket in tickets]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in waiting:
+            one.cancel()

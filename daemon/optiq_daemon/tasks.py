@@ -15,11 +15,17 @@ class Tasks:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run `coroutine`; an exception that it ends with is logged, not lost."""
+    def start(
+        self, coroutine: Coroutine[Any, Any, Any], name: str, *, expected: tuple[type[Exception], ...] = ()
+    ) -> asyncio.Task[Any]:
+        """Run `coroutine`; an exception that it ends with is logged, not lost.
+
+        Args:
+            expected: exceptions that those who await the task deal with.
+        """
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(lambda done: self._done(done, expected))
         return task
 
     async def cancel(self) -> None:
@@ -29,7 +35,7 @@ class Tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
+    def _done(self, task: asyncio.Task[Any], expected: tuple[type[Exception], ...]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, expected):
             log_unexpected(task.get_name(), error)

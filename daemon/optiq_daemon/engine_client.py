@@ -1,0 +1,76 @@
+"""The daemon's side of the private socket to one engine process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from optiq_daemon.errors import from_engine
+from optiq_daemon.interceptor import MAX_REQUEST_BYTES
+from optiq_protos.internal.v1 import engine_pb2, engine_pb2_grpc
+
+LOAD_TIMEOUT_S = 120.0
+STATUS_TIMEOUT_S = 2.0
+
+# The list of modules of a large base, and a long conversation, are larger than gRPC's default of 4 MiB.
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 8 * MAX_REQUEST_BYTES),
+    ("grpc.max_send_message_length", 8 * MAX_REQUEST_BYTES),
+    # A new process has the same path: do not inherit the old connection's back-off.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+
+
+class EngineClient:
+    """Calls one engine process; statuses become the daemon's errors."""
+
+    def __init__(self, socket: Path) -> None:
+        self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+        self._stub = engine_pb2_grpc.EngineServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def close(self) -> None:
+        """End the connection and every call on it."""
+        await self._channel.close()
+
+    async def base(self) -> engine_pb2.GetBaseResponse:
+        """Wait until the base is loaded.
+
+        Raises:
+            RefusedError: it cannot be loaded; the message says why.
+            UnavailableError: the process ended.
+        """
+        return await self._unary(self._stub.GetBase(engine_pb2.GetBaseRequest(), wait_for_ready=True))
+
+    async def load(self, digest: str, path: Path) -> int:
+        """Put a version into the engine; returns its bytes there."""
+        request = engine_pb2.LoadAdapterRequest(digest=digest, path=str(path))
+        response = await self._unary(self._stub.LoadAdapter(request, timeout=LOAD_TIMEOUT_S))
+        return int(response.resident_bytes)
+
+    async def unload(self, digest: str) -> None:
+        """Take a version out.
+
+        Raises:
+            RefusedError: rows use it.
+        """
+        request = engine_pb2.UnloadAdapterRequest(digest=digest)
+        await self._unary(self._stub.UnloadAdapter(request, timeout=LOAD_TIMEOUT_S))
+
+    async def status(self) -> engine_pb2.GetStatusResponse:
+        """Counters and memory now."""
+        return await self._unary(self._stub.GetStatus(engine_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT_S))
+
+    def generate(self, request: engine_pb2.GenerateRequest) -> Any:
+        """Begin a request; the call is an async iterator and must be cancelled if it is left early."""
+        return self._stub.Generate(request)
+
+    async def _unary(self, call: Any) -> Any:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise from_engine(error) from None

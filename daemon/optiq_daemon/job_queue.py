@@ -1,0 +1,334 @@
+"""The training queue: one job at a time, from its creation to a served adapter or a reason why not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+
+from optiq_core.errors import AdapterError, DataError, OptiqError
+from optiq_core.train.config import TrainConfig
+from optiq_core.train.events import CheckpointSaved, Event, Progress, Started, Warned
+from optiq_core.train.records import check_data
+from optiq_daemon.errors import NotFoundError, RefusedError, log_unexpected
+from optiq_daemon.events import EventLog
+from optiq_daemon.ingest import Ingest
+from optiq_daemon.jobs import JobRecord, JobTable
+from optiq_daemon.names import AdapterKey, JobKey, new_job_id
+from optiq_daemon.signals import Changed, first_of
+from optiq_daemon.states import JobState
+from optiq_daemon.store import Store
+from optiq_daemon.supervisor import EngineSupervisor
+from optiq_daemon.tasks import Tasks
+from optiq_daemon.trainer import Outcome, Trainer
+
+log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_S = 1.0
+LAST_BACKOFF_S = 30.0
+
+
+class JobQueue:
+    """Jobs of all tenants.
+
+    Args:
+        folder: one folder per job below it.
+        silence_s: seconds without a sign of life after which a trainer is killed.
+        attempts: trainer processes that may die in a row without a new checkpoint.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        events: EventLog,
+        engine: EngineSupervisor,
+        ingest: Ingest,
+        folder: Path,
+        *,
+        silence_s: float,
+        attempts: int,
+    ) -> None:
+        self._store = store
+        self._events = events
+        self._engine = engine
+        self._ingest = ingest
+        self._folder = folder
+        self._silence_s = silence_s
+        self._attempts = attempts
+        self._table = JobTable(store)
+        # Jobs that have not ended live here, so that the runner and the RPCs change one object.
+        self._open: dict[JobKey, JobRecord] = {}
+        self._tasks = Tasks()
+        self._runner: asyncio.Task[None] | None = None
+        self._draining = False
+        self.changed = Changed()
+        self.running: JobRecord | None = None
+        self.trainer: Trainer | None = None
+
+    def start(self) -> None:
+        """Take up what was queued or cut off, and begin to work."""
+        waiting = (JobState.QUEUED, JobState.PLANNING, JobState.WAITING, JobState.RUNNING, JobState.PAUSED)
+        for record in self._table.in_states(*waiting):
+            self._open[record.key] = record
+            if record.cancel_requested:
+                self._set(record, JobState.CANCELLED, "cancelled as asked")
+            elif record.state is JobState.RUNNING:
+                self._died(record, "the daemon ended while it ran")
+            elif record.state is not JobState.QUEUED:
+                self._set(record, JobState.QUEUED, "")
+        self._runner = self._tasks.start(self._run(), "job queue")
+
+    async def drain(self, seconds: float) -> None:
+        """Stop: the running trainer saves a checkpoint, and its job is queued to go on at the next start."""
+        self._draining = True
+        self.changed.notify()
+        if self.trainer is not None:
+            await self.trainer.stop()
+        if self._runner is not None:
+            await asyncio.wait([self._runner], timeout=seconds)
+        await self._tasks.cancel()
+
+    # What the service calls
+
+    def create(self, tenant: str, adapter_id: str, config: TrainConfig, request_id: str) -> JobRecord:
+        """Queue a job; the same tenant and request id return the same job."""
+        made = self._table.by_request(tenant, request_id) if request_id else None
+        if made is not None:
+            return self._open.get(made.key, made)
+        if not self._store.has_tenant(tenant):
+            raise NotFoundError("tenant", f"tenants/{tenant}", f"there is no tenant {tenant!r}")
+        record = JobRecord(
+            id=new_job_id(adapter_id),
+            tenant=tenant,
+            adapter_id=adapter_id,
+            request_id=request_id or uuid.uuid4().hex,
+            config=config,
+        )
+        with self._store.transaction():
+            self._table.insert(record)
+            self._events.append("job.queued", record.key.name, f"trains {adapter_id}", {"adapter_id": adapter_id})
+        self._open[record.key] = record
+        self.changed.notify()
+        return record
+
+    def get(self, key: JobKey) -> JobRecord:
+        """One job.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        record = self._open.get(key) or self._table.find(key)
+        if record is None:
+            raise NotFoundError("job", key.name, f"there is no job {key.job!r} in tenant {key.tenant!r}")
+        return record
+
+    def page(self, tenant: str, size: int, before: tuple[float, str] | None) -> list[JobRecord]:
+        """Jobs of a tenant, newest first."""
+        return [self._open.get(record.key, record) for record in self._table.page(tenant, size, before)]
+
+    def waiting(self) -> int:
+        """Jobs that have not begun."""
+        return sum(record.state is not JobState.RUNNING for record in self._open.values())
+
+    async def cancel(self, key: JobKey) -> JobRecord:
+        """End a job: at once if it does not run, else at its next step. No effect on one that has ended."""
+        record = self.get(key)
+        if record.state.ended or record.cancel_requested:
+            return record
+        record.cancel_requested = True
+        if record is self.running and self.trainer is not None:
+            self._set(record, record.state, "cancelling")
+            await self.trainer.cancel()
+        else:
+            self._set(record, JobState.CANCELLED, "cancelled as asked")
+        return record
+
+    async def delete(self, key: JobKey) -> None:
+        """Remove a job that has ended, with its files.
+
+        Raises:
+            RefusedError: it has not ended.
+        """
+        record = self.get(key)
+        if not record.state.ended:
+            raise RefusedError(
+                f"{key.name} is {record.state.name}; cancel it first",
+                reason="JOB_NOT_ENDED",
+                metadata={"state": record.state.name},
+            )
+        with self._store.transaction():
+            self._table.delete(key.job)
+            self._events.append("job.deleted", key.name, "removed with its checkpoints")
+        await asyncio.to_thread(shutil.rmtree, self._folder / key.job, ignore_errors=True)
+
+    async def watch(self, key: JobKey) -> AsyncIterator[tuple[JobRecord, Progress | None]]:
+        """Progress so far, then changes as they come; ends with the job."""
+        sequence, version = 0, -1
+        while True:
+            ticket = self.changed.ticket()
+            record = self.get(key)
+            while reports := self._table.progress_after(key.job, sequence):
+                for sequence, progress in reports:  # noqa: B007 - the cursor of the next query
+                    yield record, progress
+                record = self.get(key)
+            if record.version != version:
+                version = record.version
+                yield record, None
+            if record.state.ended:
+                return
+            if record.version == version:
+                await ticket.wait()
+
+    # The work
+
+    async def _run(self) -> None:
+        while not self._draining:
+            ticket = self.changed.ticket()
+            record = next((one for one in self._open.values() if one.state is JobState.QUEUED), None)
+            if record is None:
+                await ticket.wait()
+                continue
+            self.running = record
+            try:
+                await self._work(record)
+            except asyncio.CancelledError:
+                if not record.state.ended:
+                    self._set(record, JobState.QUEUED, "stopped with the daemon; goes on when it is started again")
+                raise
+            except Exception as error:
+                error_id = log_unexpected(record.key.name, error)
+                self._set(record, JobState.FAILED, f"an unexpected error, logged by the daemon as {error_id}")
+            finally:
+                self.running = self.trainer = None
+
+    async def _work(self, record: JobRecord) -> None:
+        if record.state_reason == "":
+            self._set(record, JobState.PLANNING, "")
+        try:
+            await asyncio.to_thread(check_data, record.config.data_path)
+        except (DataError, OSError) as error:
+            if not record.state.ended:
+                self._set(record, JobState.REFUSED, str(error))
+            return
+        while self._engine.base is None and not record.state.ended and not self._draining:
+            tickets = self._engine.changed.ticket(), self.changed.ticket()
+            if record.state is not JobState.WAITING:
+                self._set(record, JobState.WAITING, "the engine is still loading the base")
+                tickets = self._engine.changed.ticket(), self.changed.ticket()
+            await first_of(*tickets)
+        if record.state.ended or self._engine.base is None:
+            return
+        await self._train(record, self._engine.base.path)
+
+    async def _train(self, record: JobRecord, base_path: str) -> None:
+        folder = self._folder / record.id
+        folder.mkdir(parents=True, exist_ok=True)
+        job = {
+            "base_path": base_path,
+            "config": msgspec.to_builtins(record.config),
+            "adapter_id": record.adapter_id,
+            "job": record.key.name,
+        }
+        await asyncio.to_thread(_write, folder / "job.json", msgspec.json.encode(job))
+        backoff = FIRST_BACKOFF_S
+        while not record.state.ended:
+            trainer = Trainer(folder, silence_s=self._silence_s, on_event=lambda event: self._heard(record, event))
+            if record.cancel_requested:
+                self._set(record, JobState.CANCELLED, "cancelled as asked")
+                return
+            self.trainer = trainer
+            record.attempts += 1
+            record.start_time = record.start_time or time.time()
+            self._set(record, JobState.RUNNING, "")
+            outcome = await trainer.run()
+            self.trainer = None
+            if self._draining and outcome.kind in ("stopped", "died"):
+                self._set(record, JobState.QUEUED, "stopped with the daemon; goes on when it is started again")
+                return
+            await self._ended(record, outcome)
+            if not record.state.ended:
+                ticket = self.changed.ticket()
+                try:
+                    await asyncio.wait_for(ticket.wait(), backoff)
+                except TimeoutError:
+                    backoff = min(2 * backoff, LAST_BACKOFF_S)
+                if self._draining:
+                    return
+
+    async def _ended(self, record: JobRecord, outcome: Outcome) -> None:
+        if outcome.kind == "succeeded":
+            await self._publish(record, Path(outcome.detail))
+        elif outcome.kind == "failed":
+            self._set(record, JobState.FAILED, outcome.detail)
+        elif outcome.kind == "cancelled":
+            self._set(record, JobState.CANCELLED, outcome.detail)
+        else:
+            self._died(record, outcome.detail)
+
+    async def _publish(self, record: JobRecord, adapter: Path) -> None:
+        key = AdapterKey(record.tenant, record.adapter_id)
+        try:
+            served = await self._ingest.install(key, adapter)
+        except AdapterError as error:
+            self._set(record, JobState.FAILED, f"the trained adapter was refused: {error}")
+        except (OptiqError, OSError) as error:
+            self._set(record, JobState.FAILED, f"the trained adapter in {adapter} could not be installed: {error}")
+        else:
+            record.adapter_digest = served.digest
+            self._set(record, JobState.SUCCEEDED, "")
+
+    def _died(self, record: JobRecord, reason: str) -> None:
+        record.stalled += 1
+        if record.stalled >= self._attempts:
+            times = f"{record.stalled} times in a row without a new checkpoint"
+            self._set(record, JobState.FAILED, f"{reason} ({times})")
+        else:
+            self._events.append("job.interrupted", record.key.name, reason, {"attempt": str(record.attempts)})
+            self._set(record, JobState.QUEUED, f"starts again from step {record.checkpoint_step}: {reason}")
+
+    def _heard(self, record: JobRecord, event: Event) -> None:
+        if isinstance(event, Progress):
+            record.progress = event
+            with self._store.transaction():
+                self._table.add_progress(record.id, event)
+                self._table.save(record)
+        elif isinstance(event, Started):
+            self._table.rewind(record.id, event.step)
+            self._note_checkpoint(record, event.step)
+            fields = {"step": str(event.step), "trainable_parameters": str(event.trainable_parameters)}
+            self._events.append("job.started", record.key.name, f"from step {event.step}", fields)
+        elif isinstance(event, CheckpointSaved):
+            self._note_checkpoint(record, event.step)
+        elif isinstance(event, Warned):
+            self._events.append("job.warning", record.key.name, event.message)
+        self.changed.notify()
+
+    def _note_checkpoint(self, record: JobRecord, step: int) -> None:
+        if step > record.checkpoint_step:
+            record.checkpoint_step, record.stalled = step, 0
+            self._table.save(record)
+
+    def _set(self, record: JobRecord, state: JobState, reason: str) -> None:
+        moved = state is not record.state
+        record.state, record.state_reason = state, reason
+        if state.ended:
+            record.end_time = time.time()
+            self._open.pop(record.key, None)
+        with self._store.transaction():
+            self._table.save(record)
+            if moved:
+                fields = {"adapter_digest": record.adapter_digest} if record.adapter_digest else {}
+                self._events.append(f"job.{state.name.lower()}", record.key.name, reason, fields)
+        self.changed.notify()
+
+
+def _write(path: Path, content: bytes) -> None:
+    staging = path.with_suffix(".tmp")
+    staging.write_bytes(content)
+    staging.replace(path)

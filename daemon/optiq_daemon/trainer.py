@@ -1,0 +1,120 @@
+"""One life of a trainer process, from its start to its last word."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from optiq_core.train.events import Cancelled, Event, Failed, Heartbeat, Succeeded, decode_event
+from optiq_daemon.children import Child
+
+log = logging.getLogger(__name__)
+
+MODULE = "optiq_daemon.trainer_process"
+LOG_NAME = "trainer.log"
+EXIT_STOPPED = 3
+# Importing MLX and loading the base come before the first heartbeat of a busy machine.
+START_GRACE_S = 120.0
+END_GRACE_S = 10.0
+CANCEL_GRACE_S = 60.0
+
+
+class Outcome(NamedTuple):
+    """How a life ended. `detail` is the adapter's path on success, a reason otherwise.
+
+    `died` means without a last word: crashed, killed, or silent for too long.
+    """
+
+    kind: Literal["succeeded", "failed", "cancelled", "stopped", "died"]
+    detail: str
+
+
+class Trainer:
+    """Runs the job in `job_dir`.
+
+    Args:
+        silence_s: seconds without a line after which the process is killed.
+        on_event: called with everything but heartbeats and last words.
+    """
+
+    def __init__(self, job_dir: Path, *, silence_s: float, on_event: Callable[[Event], None]) -> None:
+        self._job_dir = job_dir
+        self._silence_s = silence_s
+        self._on_event = on_event
+        self._cancelled = False
+        self.child: Child | None = None
+
+    async def cancel(self) -> None:
+        """Ask it to end at its next step, without an adapter; it is killed if it does not."""
+        self._cancelled = True
+        if self.child is not None:
+            await self.child.say("cancel")
+            asyncio.get_running_loop().call_later(CANCEL_GRACE_S, self.child.kill)
+
+    async def stop(self) -> None:
+        """Ask it to save a checkpoint and end, to be resumed later."""
+        if self.child is not None:
+            await self.child.say("stop")
+
+    async def run(self) -> Outcome:
+        """Start the process and follow it to its end, which it also meets if this is cancelled."""
+        child = self.child = await Child.spawn(
+            [MODULE, "--job-dir", str(self._job_dir)], self._job_dir / LOG_NAME, read_stdout=True
+        )
+        log.info("trainer pid=%d job=%s started", child.pid, self._job_dir.name)
+        try:
+            if self._cancelled:
+                await self.cancel()
+            last = await self._follow(child)
+            try:
+                await asyncio.wait_for(child.wait(), END_GRACE_S)
+            except TimeoutError:
+                child.kill()
+                await child.wait()
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await asyncio.shield(child.wait())
+        if last is not None:
+            return last
+        if child.returncode == EXIT_STOPPED:
+            return Outcome("stopped", "a checkpoint was saved")
+        tail = child.tail()
+        reason = f"the trainer ended with {child.how_it_ended()}" + (f": {tail}" if tail else "")
+        return Outcome("cancelled" if self._cancelled else "died", reason)
+
+    async def _follow(self, child: Child) -> Outcome | None:
+        stdout = child.process.stdout
+        assert stdout is not None
+        last: Outcome | None = None
+        patience = max(self._silence_s, START_GRACE_S)
+        while True:
+            try:
+                line = await asyncio.wait_for(stdout.readline(), patience)
+            except TimeoutError:
+                child.kill()
+                return last or Outcome("died", f"the trainer gave no sign of life for {patience:.0f} s and was killed")
+            except ValueError:
+                log.warning("trainer job=%s wrote a line that is too long", self._job_dir.name)
+                continue
+            if not line:
+                return last
+            patience = self._silence_s
+            try:
+                event = decode_event(line)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                log.warning("trainer job=%s wrote a line that is no event", self._job_dir.name)
+                continue
+            if isinstance(event, Succeeded):
+                last = Outcome("succeeded", event.adapter_path)
+            elif isinstance(event, Failed):
+                last = Outcome("failed", event.reason)
+            elif isinstance(event, Cancelled):
+                last = Outcome("cancelled", "cancelled as asked")
+            elif not isinstance(event, Heartbeat):
+                self._on_event(event)
