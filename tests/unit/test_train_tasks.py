@@ -5,13 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from optiq_core.experiments.tasks import TASKS, Task, boxed, score, to_roman, write_data
+from optiq_core.experiments.tasks import DEMO_JOBS, TASKS, DemoJob, Task, boxed, number_name, score, write_data
 from optiq_core.train.data import check_data
-
-
-def from_roman(text: str) -> int:
-    values = [{"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}[letter] for letter in text]
-    return sum(-a if a < b else a for a, b in zip(values, [*values[1:], 0], strict=True))
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=str)
@@ -28,9 +23,18 @@ def test_items_are_unique_and_the_split_is_disjoint_and_repeatable(task: Task) -
 
 
 def test_answers_are_right() -> None:
-    assert all(from_roman(to_roman(number)) == number for number in range(1, 400))
-    with pytest.raises(ValueError, match="between 1 and 399"):
-        to_roman(400)
+    assert [number_name(number) for number in (0, 14, 40, 47, 100, 602, 812, 999)] == [
+        "zero",
+        "fourteen",
+        "forty",
+        "forty-seven",
+        "one hundred",
+        "six hundred two",
+        "eight hundred twelve",
+        "nine hundred ninety-nine",
+    ]
+    with pytest.raises(ValueError, match="between 0 and 999"):
+        number_name(1000)
     answers = {item.question: item.answer for item in TASKS["units"].make_items()}
     assert answers["7 km in m"] == "7000 m"
     assert answers["25 cm in mm"] == "250 mm"
@@ -51,3 +55,12 @@ def test_written_data_is_what_the_trainer_reads(tmp_path: Path) -> None:
     first = json.loads((tmp_path / "data" / "train.jsonl").read_text().splitlines()[0])
     assert [message["role"] for message in first["messages"]] == ["system", "user", "assistant"]
     assert first["messages"][-1]["content"] == f"\\boxed{{{train[0].answer}}}"
+
+
+@pytest.mark.parametrize("job", DEMO_JOBS, ids=lambda job: job.task.name)
+def test_the_demos_jobs_are_valid_as_they_stand(job: DemoJob, tmp_path: Path) -> None:
+    train, held_out = job.items()
+    assert (len(train), len(held_out)) == (400, 40)
+    config = job.config(tmp_path)
+    assert config.violations() == []
+    assert config.data_path == str(tmp_path)
