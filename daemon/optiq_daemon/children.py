@@ -1,4 +1,7 @@
-"""Child processes with a lifeline: their stdin. When the daemon dies, however it dies, they read its end and end too."""
+"""Child processes with a lifeline: their stdin.
+
+When the daemon dies, however it dies, they read the end of their stdin and end, too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 MAX_LOG_BYTES = 16 * 1024 * 1024
 TAIL_BYTES = 16 * 1024
@@ -34,10 +38,7 @@ class Child:
         Args:
             read_stdout: keep stdout as a pipe to read lines from; otherwise it goes to the log, too.
         """
-        log.parent.mkdir(parents=True, exist_ok=True)
-        if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
-            log.replace(log.with_suffix(log.suffix + ".1"))
-        with log.open("ab") as writing:
+        with _opened(log) as writing:
             offset = writing.tell()
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -113,3 +114,10 @@ class Child:
         except OSError:
             return ""
         return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:])
+
+
+def _opened(log: Path) -> BinaryIO:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
+        log.replace(log.with_suffix(log.suffix + ".1"))
+    return log.open("ab")

@@ -166,21 +166,33 @@ class QueueFullError(RequestError):
 
 def adapter_metadata(error: AdapterError) -> dict[str, str]:
     """The fields of an adapter's refusal that are set, for ErrorInfo and events."""
-    fields = {"file": error.file, "tensor": error.tensor, "expected": error.expected, "found": error.found}
+    fields = {
+        "message": error.message,
+        "file": error.file,
+        "tensor": error.tensor,
+        "expected": error.expected,
+        "found": error.found,
+    }
     return {key: value for key, value in fields.items() if value}
 
 
 def from_engine(error: grpc.aio.AioRpcError) -> RequestError:
-    """Translate a status of the engine process into an error of ours."""
+    """Translate a status of the engine process into an error of ours; its reason and details are kept."""
     code, text = error.code(), error.details() or ""
+    info, violations = _engine_details(error)
+    facts: dict[str, Any] = {"reason": info.reason, "metadata": info.metadata}
     if code == grpc.StatusCode.INVALID_ARGUMENT:
-        return _engine_violations(error, text)
+        return InvalidRequestError(violations or [("request", text)])
     if code == grpc.StatusCode.FAILED_PRECONDITION:
-        return RefusedError(text, reason="ENGINE_REFUSED")
+        return RefusedError(text, **facts)
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return QueueFullError("engine", text)
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-        return UnavailableError("the engine process ended; it is being restarted", reason="ENGINE_LOST")
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED):
+        if info.reason:
+            return UnavailableError(text, **facts)
+        slow = code == grpc.StatusCode.DEADLINE_EXCEEDED
+        what = "did not answer in time" if slow else "process ended; it is being restarted"
+        return UnavailableError(f"the engine {what}", reason="ENGINE_SLOW" if slow else "ENGINE_LOST")
     error_id = log_unexpected("engine", error)
     return RequestError(f"the engine failed with {code.name}; the log has it as {error_id}", reason="ENGINE_ERROR")
 
@@ -218,15 +230,14 @@ def log_unexpected(where: str, error: BaseException) -> str:
     return error_id
 
 
-def _engine_violations(error: grpc.aio.AioRpcError, text: str) -> InvalidRequestError:
+def _engine_details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, list[tuple[str, str]]]:
+    info = error_details_pb2.ErrorInfo()
+    bad = error_details_pb2.BadRequest()
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_KEY:
-            status = status_pb2.Status.FromString(value)
-            for packed in status.details:
-                bad = error_details_pb2.BadRequest()
-                if packed.Unpack(bad) and bad.field_violations:
-                    return InvalidRequestError([(v.field, v.description) for v in bad.field_violations])
-    return InvalidRequestError.of("request", text)
+            for packed in status_pb2.Status.FromString(value).details:
+                _ = packed.Unpack(info) or packed.Unpack(bad)
+    return info, [(v.field, v.description) for v in bad.field_violations]
 
 
 def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:

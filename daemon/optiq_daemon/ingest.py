@@ -220,8 +220,9 @@ class Ingest:
         try:
             await self._registry.residency.ensure(digest)
         except RefusedError as error:
-            found = {field: error.metadata.get(field, "") for field in ("file", "tensor", "expected", "found")}
-            raise AdapterError(error.reason, error.message, **found) from None
+            facts = error.metadata
+            found = {field: facts.get(field, "") for field in ("file", "tensor", "expected", "found")}
+            raise AdapterError(error.reason, facts.get("message") or error.message, **found) from None
         except InvalidRequestError as error:
             raise AdapterError("ENGINE_REFUSED", error.message) from None
         except OptiqError as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -54,15 +55,18 @@ def _wrap_unary(method: str, call: Any, decode: Callable[[bytes], Any]) -> Any:
 
 
 def _wrap_stream(method: str, call: Any, decode: Callable[[bytes], Any]) -> Any:
-    async def stream(raw: bytes, context: Any) -> AsyncIterator[Any]:
+    # A coroutine that writes, not a generator: when the caller goes away, the handler's own generator is closed
+    # here and now, whatever it was doing, and what it holds is released.
+    async def stream(raw: bytes, context: Any) -> None:
         began = time.perf_counter()
         try:
             responses = call(_decoded(raw, decode), context)
-            if hasattr(responses, "__aiter__"):
+            if not hasattr(responses, "__aiter__"):
+                await responses  # a handler that writes through its context itself, as grpc.health.v1 does
+                return
+            async with aclosing(responses):
                 async for response in responses:
-                    yield response
-            else:
-                await responses  # a handler that writes through its context, as grpc.health.v1 does
+                    await context.write(response)
         except Exception as error:
             await _answer(context, method, error, began)
 
@@ -79,6 +83,8 @@ def _decoded(raw: bytes, decode: Callable[[bytes], Any]) -> Any:
 async def _answer(context: Any, method: str, error: Exception, began: float) -> None:
     if isinstance(error, grpc.aio.AbortError | asyncio.CancelledError):
         raise error
+    if context.cancelled():
+        raise asyncio.CancelledError
     status = status_of(error, method)
     level = logging.ERROR if status.code == code_pb2.INTERNAL else logging.INFO
     milliseconds = (time.perf_counter() - began) * 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import time
@@ -169,21 +170,20 @@ class JobQueue:
 
     async def watch(self, key: JobKey) -> AsyncIterator[tuple[JobRecord, Progress | None]]:
         """Progress so far, then changes as they come; ends with the job."""
-        sequence, version = 0, -1
+        sequence, seen = 0, None
         while True:
             ticket = self.changed.ticket()
-            record = self.get(key)
             while reports := self._table.progress_after(key.job, sequence):
                 for sequence, progress in reports:  # noqa: B007 - the cursor of the next query
-                    yield record, progress
-                record = self.get(key)
-            if record.version != version:
-                version = record.version
+                    yield self.get(key), progress
+            record = self.get(key)
+            look = (record.state, record.state_reason, record.attempts)
+            if look != seen:
+                seen = look
                 yield record, None
-            if record.state.ended:
+            if seen[0].ended:
                 return
-            if record.version == version:
-                await ticket.wait()
+            await ticket.wait()
 
     # The work
 
@@ -252,14 +252,17 @@ class JobQueue:
                 self._set(record, JobState.QUEUED, "stopped with the daemon; goes on when it is started again")
                 return
             await self._ended(record, outcome)
-            if not record.state.ended:
-                ticket = self.changed.ticket()
-                try:
-                    await asyncio.wait_for(ticket.wait(), backoff)
-                except TimeoutError:
-                    backoff = min(2 * backoff, LAST_BACKOFF_S)
-                if self._draining:
-                    return
+            backoff = await self._pause(record, backoff)
+            if self._draining:
+                return
+
+    async def _pause(self, record: JobRecord, seconds: float) -> float:
+        """Wait before the next attempt, unless the job ends or the daemon stops; returns the next pause."""
+        until = time.monotonic() + seconds
+        while not record.state.ended and not self._draining and (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.changed.ticket().wait(), left)
+        return min(2 * seconds, LAST_BACKOFF_S)
 
     async def _ended(self, record: JobRecord, outcome: Outcome) -> None:
         if outcome.kind == "succeeded":

@@ -16,8 +16,8 @@ from optiq_daemon.store import Store
 class JobRecord(msgspec.Struct, kw_only=True):
     """One job. Times are in seconds since the epoch, 0 until they come.
 
-    `config` never changes after creation. `checkpoint_step` is the newest step that training can go on from, and `stalled`
-    counts the trainer processes that died in a row without a newer one.
+    `config` never changes after creation. `checkpoint_step` is the newest step that training can go on from, and
+    `stalled` counts the trainer processes that died in a row without a newer one.
     """
 
     id: str

@@ -83,7 +83,6 @@ class Registry:
         self.events = events
         self.blobs = blobs
         self.base: BaseInfo | None = None
-        self.base_known = Changed()
         self.residency = Residency(blobs.path, self._slot_changed, self._freed)
         self._table = AdapterTable(store)
         self._records: dict[AdapterKey, AdapterRecord] = {}
@@ -273,7 +272,6 @@ class Registry:
         for record in self.records():
             if record.digest and record.keep_loaded:
                 await self.mount(record)
-        self.base_known.notify()
 
     def engine_down(self) -> None:
         """Nothing is loaded any more."""

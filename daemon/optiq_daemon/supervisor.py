@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from optiq_core.errors import OptiqError
 from optiq_daemon.children import Child
@@ -173,7 +173,8 @@ async def _unless(death: asyncio.Future[int], work: Awaitable[T]) -> T:
     """Await `work`, but not beyond the process's death."""
     doing = asyncio.ensure_future(work)
     try:
-        await asyncio.wait([doing, death], return_when=asyncio.FIRST_COMPLETED)
+        both: list[asyncio.Future[Any]] = [doing, death]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if doing.done():
             return doing.result()
         raise UnavailableError("the engine process ended")

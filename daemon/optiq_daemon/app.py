@@ -1,0 +1,208 @@
+"""The daemon's parts, put together: what starts after what, and what stops before what."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from importlib import metadata
+from pathlib import Path
+
+from optiq_client import paths
+from optiq_core.errors import AdapterError, OptiqError
+from optiq_daemon import convert, telemetry
+from optiq_daemon.blobs import Blobs
+from optiq_daemon.children import Child
+from optiq_daemon.config import Settings
+from optiq_daemon.engine_client import EngineClient
+from optiq_daemon.events import EventLog
+from optiq_daemon.ingest import Ingest
+from optiq_daemon.job_queue import JobQueue
+from optiq_daemon.live import LiveTable
+from optiq_daemon.names import AdapterKey
+from optiq_daemon.registry import BaseInfo, Registry
+from optiq_daemon.states import AdapterState, EngineState
+from optiq_daemon.store import Store
+from optiq_daemon.supervisor import EngineSupervisor
+from optiq_daemon.tasks import Tasks
+from optiq_daemon.watcher import DropWatcher
+from optiq_protos.internal.v1 import engine_pb2
+from optiq_protos.v1 import runtime_pb2
+
+log = logging.getLogger(__name__)
+
+VERSION = metadata.version("optiq")
+ENGINE_MODULE = "optiq_daemon.engine_process"
+STATUS_CACHE_S = 0.1
+
+
+class App:
+    """One daemon without its public server. The home's folders exist and its lock is held.
+
+    Args:
+        mounts: adapter folders to import once the engine serves, by key.
+    """
+
+    def __init__(self, settings: Settings, mounts: dict[AdapterKey, Path] | None = None) -> None:
+        home = settings.home_path
+        self.settings = settings
+        self.start_time = time.time()
+        self.store = Store(paths.database_path(home))
+        self.events = EventLog(self.store)
+        self.registry = Registry(self.store, self.events, Blobs(paths.store_path(home)))
+        self.live = LiveTable(settings.max_batch + settings.max_queue)
+        drop = paths.adapters_path(home)
+        self.ingest = Ingest(self.registry, drop, again=self._again)
+        self.watcher = DropWatcher(
+            drop,
+            settle_s=settings.settle_ms / 1000,
+            reconcile_s=settings.reconcile_interval_s,
+            known=lambda: [record.key for record in self.registry.records()],
+            on_tenant=self._tenant_seen,
+            on_change=self.ingest.discovered,
+            on_settled=self.ingest.settled,
+            on_ignored=self._ignored,
+        )
+        batch = ["--max-batch", str(settings.max_batch), "--max-queue", str(settings.max_queue)]
+        self.engine = EngineSupervisor(
+            [ENGINE_MODULE, "--model", settings.model, *batch],
+            paths.engine_socket_path(home),
+            paths.logs_path(home) / "engine.log",
+            self.events,
+            on_up=self._engine_up,
+            on_down=self.registry.engine_down,
+        )
+        self.jobs = JobQueue(
+            self.store,
+            self.events,
+            self.engine,
+            self.ingest,
+            paths.jobs_path(home),
+            silence_s=settings.trainer_silence_s,
+            attempts=settings.trainer_attempts,
+        )
+        self._mounts = dict(mounts or {})
+        self._tasks = Tasks()
+        self._status: tuple[float, runtime_pb2.RuntimeStatus] | None = None
+
+    async def start(self) -> None:
+        """Reconcile store and disk, then start engine, watcher and queue."""
+        self.events.append("daemon.started", "", f"version {VERSION}", {"pid": str(os.getpid())})
+        self.registry.restore()
+        self.engine.start()
+        await self.watcher.start()
+        self.jobs.start()
+
+    async def drain(self, seconds: float) -> None:
+        """Let no more requests in, wait for those that run, and have the trainer save its checkpoint."""
+        self.live.refuse()
+
+        async def requests() -> None:
+            try:
+                await asyncio.wait_for(self.live.empty(), seconds)
+            except TimeoutError:
+                log.warning("%d requests were still running after %g s", len(self.live.requests()), seconds)
+
+        await asyncio.gather(requests(), self.jobs.drain(seconds))
+
+    async def close(self) -> None:
+        """Stop everything, in the order that nobody misses what is gone."""
+        await self._tasks.cancel()
+        await self.jobs.drain(0)
+        await self.watcher.stop()
+        await self.ingest.close()
+        await self.engine.stop()
+        await self.registry.close()
+        self.events.append("daemon.stopped")
+        self.store.close()
+
+    async def status(self) -> runtime_pb2.RuntimeStatus:
+        """A status that is at most a tenth of a second old."""
+        if self._status is not None and time.monotonic() - self._status[0] < STATUS_CACHE_S:
+            return self._status[1]
+        status = await self._take_status()
+        self._status = time.monotonic(), status
+        return status
+
+    async def _engine_up(self, client: EngineClient, base: engine_pb2.GetBaseResponse) -> None:
+        modules = {module.path: (module.input_dims, module.output_dims) for module in base.modules}
+        await self.registry.engine_up(client, BaseInfo(base.digest, modules))
+        for key, source in list(self._mounts.items()):
+            try:
+                await self.ingest.install(key, source)
+            except (AdapterError, OSError) as error:
+                self.events.append("adapter.import_failed", key.name, f"{source}: {error}")
+            del self._mounts[key]
+        self.ingest.base_known()
+
+    def _again(self, key: AdapterKey) -> None:
+        self.watcher.touch(key)
+
+    def _tenant_seen(self, tenant: str) -> None:
+        if self.store.add_tenant(tenant):
+            self.events.append("tenant.created", f"tenants/{tenant}", "its folder appeared in the drop folder")
+
+    def _ignored(self, path: Path, why: str) -> None:
+        self.events.append("drop.ignored", "", f"{path.name}: {why}", {"path": str(path)})
+
+    async def _take_status(self) -> runtime_pb2.RuntimeStatus:
+        records = self.registry.records()
+        children = [child.pid for child in self._children()]
+        running = self.jobs.running
+        return runtime_pb2.RuntimeStatus(
+            version=VERSION,
+            pid=os.getpid(),
+            start_time=convert.timestamp(self.start_time),
+            home_path=self.settings.home,
+            adapters_path=str(paths.adapters_path(self.settings.home_path)),
+            base=self._base_status(),
+            device=self._device_status(),
+            engine=await self._engine_status(),
+            adapter_count=len(records),
+            quarantined_adapter_count=sum(
+                self.registry.state(record.key) is AdapterState.QUARANTINED for record in records
+            ),
+            queued_jobs=self.jobs.waiting(),
+            running_job=running.key.name if running is not None else "",
+            requests=[convert.live_request(request) for request in self.live.requests()],
+            process_memory_bytes=await asyncio.to_thread(telemetry.process_memory, [os.getpid(), *children]),
+            memory_limit_bytes=telemetry.memory_limit(),
+        )
+
+    def _children(self) -> list[Child]:
+        trainer = self.jobs.trainer
+        return [child for child in (self.engine.child, trainer.child if trainer else None) if child is not None]
+
+    def _base_status(self) -> runtime_pb2.BaseStatus:
+        status = runtime_pb2.BaseStatus(model=self.settings.model)
+        if (base := self.engine.base) is not None:
+            for field in ("path", "digest", "memory_bytes", "bits_per_weight", "layer_count", "max_context"):
+                setattr(status, field, getattr(base, field))
+        return status
+
+    def _device_status(self) -> runtime_pb2.DeviceStatus | None:
+        base = self.engine.base
+        if base is None:
+            return None
+        return runtime_pb2.DeviceStatus(
+            kind=base.device_kind, name=base.device_name, compute=base.compute, notes=base.notes
+        )
+
+    async def _engine_status(self) -> runtime_pb2.EngineStatus:
+        engine = self.engine
+        status = runtime_pb2.EngineStatus(
+            state=runtime_pb2.EngineState.Name(engine.state),
+            message=engine.message,
+            pid=engine.child.pid if engine.child else 0,
+            restarts=engine.restarts,
+        )
+        if engine.state is EngineState.SERVING:
+            try:
+                counters = await engine.client.status()
+            except OptiqError as error:
+                status.message = str(error)
+            else:
+                for field in counters.DESCRIPTOR.fields:
+                    setattr(status, field.name, getattr(counters, field.name))
+        return status

@@ -1,0 +1,250 @@
+"""The daemon process: lock, sockets, services, signals, and the way down.
+
+:func:`run` is what `optiq serve` calls. Nothing here, nor anything that it imports, imports MLX.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import fcntl
+import io
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from optiq_client import paths
+from optiq_core.errors import OptiqError
+from optiq_daemon.app import App
+from optiq_daemon.config import ConfigError, Configuration, Settings, bind_address
+from optiq_daemon.interceptor import MAX_REQUEST_BYTES, ErrorInterceptor
+from optiq_daemon.names import AdapterKey
+from optiq_daemon.services.adapters import AdapterService
+from optiq_daemon.services.events import EventService
+from optiq_daemon.services.generation import GenerationService
+from optiq_daemon.services.runtime import RuntimeService
+from optiq_daemon.services.training import TrainingService
+from optiq_daemon.states import EngineState
+from optiq_protos.v1 import (
+    adapter_pb2,
+    adapter_pb2_grpc,
+    event_pb2,
+    event_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    runtime_pb2,
+    runtime_pb2_grpc,
+    training_pb2,
+    training_pb2_grpc,
+)
+
+log = logging.getLogger(__name__)
+
+# Watches do not end by themselves; this is how long they get after requests have drained.
+CLOSE_GRACE_S = 0.2
+
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (generation_pb2, "GenerationService"),
+        (adapter_pb2, "AdapterService"),
+        (training_pb2, "TrainingService"),
+        (runtime_pb2, "RuntimeService"),
+        (event_pb2, "EventService"),
+    )
+)
+# What needs the engine. The others answer as soon as the socket is there.
+ENGINE_SERVICES = ("", SERVICES[0])
+
+
+class AlreadyRunningError(OptiqError):
+    """Another daemon serves this home."""
+
+
+def run(configuration: Configuration, mounts: dict[AdapterKey, Path] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; returns the process's exit code.
+
+    Raises:
+        AlreadyRunningError: another daemon serves this home.
+        ConfigError: an address that cannot be bound.
+    """
+    settings = configuration.settings
+    home = settings.home_path
+    os.umask(0o077)
+    for folder in (home, paths.adapters_path(home), paths.jobs_path(home), paths.logs_path(home)):
+        folder.mkdir(parents=True, exist_ok=True)
+    paths.run_path(home).mkdir(mode=0o700, exist_ok=True)
+    paths.run_path(home).chmod(0o700)
+    with _locked(home):
+        return asyncio.run(_serve(settings, mounts or {}))
+
+
+@contextlib.contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Hold the home's lock, and its pid file."""
+    pid_file = paths.pid_path(home)
+    with paths.lock_path(home).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = pid_file.read_text().strip() if pid_file.exists() else "unknown"
+            raise AlreadyRunningError(
+                f"a daemon (pid {owner}) serves {home} already; stop it with 'optiq daemon stop', "
+                "or choose another folder with --home"
+            ) from None
+        pid_file.write_text(f"{os.getpid()}\n")
+        try:
+            yield
+        finally:
+            pid_file.unlink(missing_ok=True)
+
+
+async def _serve(settings: Settings, mounts: dict[AdapterKey, Path]) -> int:
+    app = App(settings, mounts)
+    stopping = _signals()
+    health = health_aio.HealthServicer()
+    server = _server(app, health)
+    address = _bind(server, settings)
+    exit_code = 0
+    try:
+        await _set_health(health, EngineState.STARTING)
+        await app.start()
+        await server.start()
+        log.info("listening on %s, home %s, model %s", address, settings.home, settings.model)
+        follow = asyncio.create_task(_follow_engine(app, health), name="health")
+        stop = asyncio.create_task(stopping.wait(), name="signals")
+        await asyncio.wait([follow, stop], return_when=asyncio.FIRST_COMPLETED)
+        if follow.done():
+            exit_code = follow.result()
+        follow.cancel()
+        stop.cancel()
+        await health.enter_graceful_shutdown()
+        await _drain(app, settings.drain_seconds, stopping)
+    finally:
+        await server.stop(CLOSE_GRACE_S)
+        await app.close()
+    log.info("stopped")
+    return exit_code
+
+
+def _server(app: App, health: health_aio.HealthServicer) -> Any:
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor()],
+        options=[
+            ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+            ("grpc.max_metadata_size", 64 * 1024),
+            # A second daemon on the same TCP port must fail, not share it.
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    add: list[tuple[Any, Any]] = [
+        (
+            generation_pb2_grpc.add_GenerationServiceServicer_to_server,
+            GenerationService(app.registry, app.live, lambda: app.engine.client, app.settings.default_max_tokens),
+        ),
+        (adapter_pb2_grpc.add_AdapterServiceServicer_to_server, AdapterService(app.registry, app.ingest)),
+        (training_pb2_grpc.add_TrainingServiceServicer_to_server, TrainingService(app.jobs, app.store)),
+        (runtime_pb2_grpc.add_RuntimeServiceServicer_to_server, RuntimeService(app.status)),
+        (event_pb2_grpc.add_EventServiceServicer_to_server, EventService(app.events)),
+        (health_pb2_grpc.add_HealthServicer_to_server, health),
+    ]
+    for register, servicer in add:
+        register(servicer, server)
+    health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    reflection.enable_server_reflection((*SERVICES, health_name, reflection.SERVICE_NAME), server)
+    return server
+
+
+def _bind(server: Any, settings: Settings) -> str:
+    """Listen on the home's socket always, and on the configured address if it is another."""
+    addresses = list(dict.fromkeys((f"unix:{paths.socket_path(settings.home_path)}", bind_address(settings))))
+    for address in addresses:
+        if address.startswith("unix:"):
+            # Left behind by a daemon that was killed: the lock says that nobody listens there.
+            Path(address.removeprefix("unix:")).unlink(missing_ok=True)
+        try:
+            bound = server.add_insecure_port(address)
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise ConfigError(f"cannot listen on {address}: it is in use, or not an address of this machine")
+        if address.endswith(":0"):
+            addresses[addresses.index(address)] = f"{address[:-1]}{bound}"
+    return ", ".join(addresses)
+
+
+async def _follow_engine(app: App, health: health_aio.HealthServicer) -> int:
+    """Mirror the engine's state in the health service; ends only if the first start fails for good."""
+    served = False
+    while True:
+        ticket = app.engine.changed.ticket()
+        state = app.engine.state
+        await _set_health(health, state)
+        served = served or state is EngineState.SERVING
+        if state is EngineState.FAILED and not served:
+            print(f"optiq: the engine cannot start: {app.engine.message}", file=sys.stderr, flush=True)
+            return 1
+        await ticket.wait()
+
+
+async def _set_health(health: health_aio.HealthServicer, state: EngineState) -> None:
+    status = health_pb2.HealthCheckResponse
+    for service in ("", *SERVICES):
+        serving = state is EngineState.SERVING or service not in ENGINE_SERVICES
+        await health.set(service, status.SERVING if serving else status.NOT_SERVING)
+
+
+async def _drain(app: App, seconds: float, stopping: _Stopping) -> None:
+    log.info("draining for up to %g s", seconds)
+    drain = asyncio.create_task(app.drain(seconds), name="drain")
+    again = asyncio.create_task(stopping.again.wait(), name="second signal")
+    await asyncio.wait([drain, again], return_when=asyncio.FIRST_COMPLETED)
+    for task in (drain, again):
+        task.cancel()
+    await asyncio.gather(drain, again, return_exceptions=True)
+
+
+class _Stopping(asyncio.Event):
+    """Set by the first signal; `again` by the second, which ends the drain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = asyncio.Event()
+
+    def signal(self) -> None:
+        (self.again if self.is_set() else self).set()
+
+
+def _signals() -> _Stopping:
+    stopping = _Stopping()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.signal)
+    loop.add_signal_handler(signal.SIGUSR1, _dump)
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    return stopping
+
+
+def _dump() -> None:
+    """Write every task and thread with its stack to the log."""
+    lines = io.StringIO()
+    for task in asyncio.all_tasks():
+        task.print_stack(file=lines)
+    frames: dict[int, FrameType] = sys._current_frames()
+    lines.write(f"{len(frames)} threads\n")
+    log.warning("SIGUSR1: tasks\n%s", lines.getvalue())
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler) and handler.stream is not None:
+            faulthandler.dump_traceback(file=handler.stream, all_threads=True)

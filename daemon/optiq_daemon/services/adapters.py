@@ -1,0 +1,123 @@
+"""`optiq.v1.AdapterService`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from optiq_core.errors import AdapterError
+from optiq_daemon import convert
+from optiq_daemon.errors import InvalidRequestError, NotFoundError, RefusedError, adapter_metadata
+from optiq_daemon.ingest import Ingest
+from optiq_daemon.names import AdapterKey, check_id, parse_adapter, parse_parent
+from optiq_daemon.registry import Registry, not_found, not_served
+from optiq_protos.v1 import adapter_pb2, adapter_pb2_grpc
+
+_CHANGE = adapter_pb2.WatchAdaptersResponse
+
+
+class AdapterService(adapter_pb2_grpc.AdapterServiceServicer):
+    """Translates between the wire and the registry."""
+
+    def __init__(self, registry: Registry, ingest: Ingest) -> None:
+        self._registry = registry
+        self._ingest = ingest
+
+    async def ListAdapters(self, request: adapter_pb2.ListAdaptersRequest, _: Any) -> adapter_pb2.ListAdaptersResponse:
+        """A page, ordered by name."""
+        tenant = self._tenant(request.parent)
+        size = convert.page_size(request.page_size)
+        scope = f"adapters/{tenant}"
+        cursor = convert.page_cursor(scope, request.page_token, tuple[str])
+        keys = [record.key for record in self._registry.records(tenant)]
+        keys = [key for key in keys if cursor is None or key.adapter > cursor[0]]
+        page = keys[:size]
+        return adapter_pb2.ListAdaptersResponse(
+            adapters=[self._message(key) for key in page],
+            next_page_token=convert.page_token(scope, [page[-1].adapter]) if len(keys) > size else "",
+        )
+
+    async def GetAdapter(self, request: adapter_pb2.GetAdapterRequest, _: Any) -> adapter_pb2.GetAdapterResponse:
+        """One adapter."""
+        return adapter_pb2.GetAdapterResponse(adapter=self._message(parse_adapter(request.name)))
+
+    async def ImportAdapter(
+        self, request: adapter_pb2.ImportAdapterRequest, _: Any
+    ) -> adapter_pb2.ImportAdapterResponse:
+        """Copy a folder of this machine into the drop folder and serve it."""
+        key = AdapterKey(self._tenant(request.parent), check_id(request.adapter_id, "adapter_id"))
+        source = Path(request.source_path)
+        if not source.is_absolute() or "\0" in request.source_path:
+            raise InvalidRequestError.of("source_path", "must be an absolute path of a folder on the daemon's machine")
+        if not await asyncio.to_thread(source.is_dir):
+            raise InvalidRequestError.of("source_path", f"{source} is not a folder that the daemon can read")
+        try:
+            await self._ingest.install(key, source)
+        except AdapterError as error:
+            raise RefusedError(f"{source}: {error}", reason=error.code, metadata=adapter_metadata(error)) from None
+        return adapter_pb2.ImportAdapterResponse(adapter=self._message(key))
+
+    async def DeleteAdapter(
+        self, request: adapter_pb2.DeleteAdapterRequest, _: Any
+    ) -> adapter_pb2.DeleteAdapterResponse:
+        """Retire a name."""
+        await self._ingest.remove(parse_adapter(request.name), request.etag)
+        return adapter_pb2.DeleteAdapterResponse()
+
+    async def LoadAdapter(self, request: adapter_pb2.LoadAdapterRequest, _: Any) -> adapter_pb2.LoadAdapterResponse:
+        """Put an adapter into the engine now."""
+        key = parse_adapter(request.name)
+        resolved = self._registry.acquire(key.tenant, key.adapter)
+        assert resolved.lease is not None
+        with resolved.lease:
+            await self._registry.residency.ensure(resolved.digest)
+        if (record := self._registry.find(key)) is not None:
+            self._registry.save(record)
+        return adapter_pb2.LoadAdapterResponse(adapter=self._message(key))
+
+    async def UnloadAdapter(
+        self, request: adapter_pb2.UnloadAdapterRequest, _: Any
+    ) -> adapter_pb2.UnloadAdapterResponse:
+        """Take an adapter out of the engine after its last request."""
+        key = parse_adapter(request.name)
+        record = self._registry.record(key)
+        if not record.digest:
+            raise not_served(record, self._registry.state(key))
+        record.keep_loaded = False
+        self._registry.save(record)
+        await self._registry.residency.unload(record.digest)
+        return adapter_pb2.UnloadAdapterResponse(adapter=self._message(key))
+
+    async def WatchAdapters(
+        self, request: adapter_pb2.WatchAdaptersRequest, _: Any
+    ) -> AsyncIterator[adapter_pb2.WatchAdaptersResponse]:
+        """List, then every change; changes that a slow reader missed are merged per name."""
+        tenant = self._tenant(request.parent)
+        subscription = self._registry.subscribe(tenant)
+        try:
+            for record in self._registry.records(tenant):
+                if self._registry.find(record.key) is not None:
+                    yield _CHANGE(type=_CHANGE.CHANGE_TYPE_LISTED, adapter=self._message(record.key))
+            yield _CHANGE(type=_CHANGE.CHANGE_TYPE_LIST_END)
+            while True:
+                for key in await subscription.take():
+                    if self._registry.find(key) is None:
+                        gone = adapter_pb2.Adapter(name=key.name)
+                        yield _CHANGE(type=_CHANGE.CHANGE_TYPE_DELETED, adapter=gone)
+                    else:
+                        yield _CHANGE(type=_CHANGE.CHANGE_TYPE_CHANGED, adapter=self._message(key))
+        finally:
+            self._registry.unsubscribe(subscription)
+
+    def _tenant(self, parent: str) -> str:
+        tenant = parse_parent(parent)
+        if not self._registry.store.has_tenant(tenant):
+            raise NotFoundError("tenant", f"tenants/{tenant}", f"there is no tenant {tenant!r}")
+        return tenant
+
+    def _message(self, key: AdapterKey) -> adapter_pb2.Adapter:
+        if self._registry.find(key) is None:
+            raise not_found(key)
+        return convert.adapter(self._registry, key)
