@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
@@ -92,7 +93,6 @@ class EventPipe:
         self._file = os.fdopen(descriptor, "wb", buffering=0)
         self._lock = threading.Lock()
         self._signals = signals
-        self._closed = threading.Event()
 
     def send(self, event: Event) -> None:
         with self._lock:
@@ -103,7 +103,8 @@ class EventPipe:
 
     def beat(self) -> None:
         """Send heartbeats until the process ends."""
-        while not self._closed.wait(HEARTBEAT_SECONDS):
+        while True:
+            time.sleep(HEARTBEAT_SECONDS)
             self.send(Heartbeat())
 
 

@@ -1,0 +1,118 @@
+"""Mixed batches on the real embedded model: eight adapters of different ranks in one batch equal each alone."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from optiq_core.adapters.bank import active
+from optiq_core.base import LoadedBase, load_base, resolve_base
+from optiq_core.engine.engine import Engine
+from optiq_core.engine.types import EngineRequest, Event, Failed, Finished, Tokens
+from tests.unit.tiny import write_mlx_adapter
+
+RANKS = [1, 2, 4, 8, 12, 16, 24, 64]
+# Float32 sums in another order; logits of this model are of the order of 20.
+TOLERANCE = 2e-3
+PROMPTS = [
+    "What is the capital of France?",
+    "Hi",
+    "Write one sentence about the sea and the wind that moves it, please.",
+    "12 km in m",
+    "Name three colours.",
+    "Why is the sky blue? Answer in a few words, as for a child.",
+    "Count to five.",
+    "What is a poem?",
+]
+
+
+@pytest.fixture(scope="module")
+def base() -> LoadedBase:
+    return load_base(resolve_base("embedded"))
+
+
+@pytest.fixture(scope="module")
+def engine(base: LoadedBase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    root = tmp_path_factory.mktemp("adapters")
+    folders: dict[str, Path] = {}
+    for i, rank in enumerate(RANKS):
+        targets = ("q_proj", "v_proj") if i % 2 else ("q_proj", "k_proj", "o_proj", "down_proj")
+        folders[f"r{rank}"] = write_mlx_adapter(
+            root / f"r{rank}", base.model, rank=rank, scale=0.4, seed=i, dora=i % 4 == 1, targets=targets
+        )
+    engine = Engine(base, max_batch=8)
+    engine.start()
+    for digest, folder in folders.items():
+        engine.load_adapter(digest, folder)
+    yield engine
+    engine.close()
+
+
+def prompt_ids(base: LoadedBase, text: str) -> tuple[int, ...]:
+    return tuple(base.tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True))
+
+
+def submit(engine: Engine, request: EngineRequest) -> queue.Queue[Event]:
+    events: queue.Queue[Event] = queue.Queue()
+    engine.submit(request, events.put)
+    return events
+
+
+def collect(events: queue.Queue[Event]) -> tuple[list[int], Finished]:
+    ids: list[int] = []
+    while True:
+        event = events.get(timeout=120)
+        assert not isinstance(event, Failed), event
+        if isinstance(event, Tokens):
+            ids += event.ids
+        if isinstance(event, Finished):
+            return ids, event
+
+
+def logits_alone(engine: Engine, base: LoadedBase, digest: str, ids: list[int]) -> mx.array:
+    """Logits of the next token, one row, no cache and no batch."""
+    token = active.set(engine.bank.rows([engine.bank.handle(digest)], [1.0]))
+    try:
+        logits = base.model(mx.array([ids]))[0, -1]
+        mx.eval(logits)
+        return logits
+    finally:
+        active.reset(token)
+
+
+def test_eight_adapters_decode_together_as_they_do_alone(engine: Engine, base: LoadedBase) -> None:
+    requests = [
+        EngineRequest(f"{digest}-{i}", prompt_ids(base, PROMPTS[i]), 12, adapter=digest)
+        for i, digest in enumerate(f"r{rank}" for rank in RANKS)
+    ]
+    alone = [collect(submit(engine, request))[0] for request in requests]
+    running = [submit(engine, request) for request in requests]
+    together = [collect(events) for events in running]
+    assert max(finished.max_adapters for _, finished in together) >= 6
+    for request, single, (mixed, _) in zip(requests, alone, together, strict=True):
+        if mixed == single:
+            continue
+        at = next(i for i, pair in enumerate(zip(single, mixed, strict=False)) if pair[0] != pair[1])
+        logits = logits_alone(engine, base, request.adapter, [*request.prompt, *single[:at]])
+        gap = abs(logits[single[at]] - logits[mixed[at]]).item()
+        assert gap < TOLERANCE, f"{request.adapter}: token {at} differs with a logit gap of {gap}"
+
+
+def test_logits_of_a_mixed_batch_equal_each_row_alone(engine: Engine, base: LoadedBase) -> None:
+    ids = prompt_ids(base, PROMPTS[0])
+    keys = [f"r{rank}" for rank in RANKS]
+    token = active.set(engine.bank.rows([engine.bank.handle(key) for key in keys], [1.0] * len(keys)))
+    try:
+        mixed = base.model(mx.array([ids] * len(keys)))[:, -1]
+        mx.eval(mixed)
+    finally:
+        active.reset(token)
+    plain = base.model(mx.array([ids]))[0, -1]
+    for row, key in zip(mixed, keys, strict=True):
+        alone = logits_alone(engine, base, key, list(ids))
+        assert mx.abs(row - alone).max().item() < TOLERANCE, key
+        assert mx.abs(row - plain).max().item() > 0.05, f"{key} does not change the base"
