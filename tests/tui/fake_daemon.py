@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -58,7 +58,7 @@ class Broadcast:
         for queue in self._queues:
             queue.put_nowait(message)
 
-    async def receive(self, first: list[Any] = ()) -> AsyncIterator[Any]:  # type: ignore[assignment]
+    async def receive(self, first: Sequence[Any] = ()) -> AsyncIterator[Any]:
         queue: asyncio.Queue[Any] = asyncio.Queue()
         for message in first:
             queue.put_nowait(message)
@@ -261,13 +261,15 @@ class FakeDaemon(
     async def WatchTrainingJob(self, request: Any, context: Any) -> AsyncIterator[Any]:
         job = await self._job(request.name, context)
         reply = training_pb2.WatchTrainingJobResponse
-        first = [reply(job=job, progress=p) for p in self.progress.get(request.name, [])] or [reply(job=job)]
-        async for update in self._job_changes.receive(first):
-            if update.job.name != request.name:
-                continue
-            yield update
-            if self.jobs[request.name].state in ENDED and self.jobs[request.name] == update.job:
-                return
+        for replayed in [reply(job=job, progress=p) for p in self.progress.get(request.name, [])] or [reply(job=job)]:
+            yield replayed
+        if job.state in ENDED:
+            return
+        async for update in self._job_changes.receive():
+            if update.job.name == request.name:
+                yield update
+                if update.job.state in ENDED:
+                    return
 
     # RuntimeService and EventService
 
