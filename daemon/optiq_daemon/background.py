@@ -49,7 +49,7 @@ def spawn(settings: Settings, arguments: list[str]) -> subprocess.Popen[bytes]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-c", "from optiq_daemon.cli.main import main; main()", "serve", *arguments],
+            [sys.executable, "-m", "optiq_daemon", "serve", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -74,10 +74,8 @@ def wait_until_serving(settings: Settings, process: subprocess.Popen[bytes], sec
                 log = paths.logs_path(settings.home_path) / "start.log"
                 raise BackgroundError(f"the daemon ended with exit code {process.returncode}: {_last_line(log)}")
             with contextlib.suppress(grpc.RpcError):
-                if (
-                    stub.Check(health_pb2.HealthCheckRequest(), timeout=2).status
-                    == health_pb2.HealthCheckResponse.SERVING
-                ):
+                answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
                     return process.pid
             time.sleep(POLL_S)
     raise BackgroundError(f"the daemon (pid {process.pid}) does not serve after {seconds:g} s; it goes on trying")

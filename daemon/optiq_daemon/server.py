@@ -72,11 +72,16 @@ class AlreadyRunningError(OptiqError):
     """Another daemon serves this home."""
 
 
-def run(configuration: Configuration, mounts: dict[AdapterKey, Path] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; returns the process's exit code.
+class EngineFailedError(OptiqError):
+    """The first engine process could not load the base."""
+
+
+def run(configuration: Configuration, mounts: dict[AdapterKey, Path] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT.
 
     Raises:
         AlreadyRunningError: another daemon serves this home.
+        EngineFailedError: the base cannot be loaded.
         ConfigError: an address that cannot be bound.
     """
     settings = configuration.settings
@@ -87,7 +92,9 @@ def run(configuration: Configuration, mounts: dict[AdapterKey, Path] | None = No
     paths.run_path(home).mkdir(mode=0o700, exist_ok=True)
     paths.run_path(home).chmod(0o700)
     with _locked(home):
-        return asyncio.run(_serve(settings, mounts or {}))
+        failure = asyncio.run(_serve(settings, mounts or {}))
+    if failure:
+        raise EngineFailedError(failure)
 
 
 @contextlib.contextmanager
@@ -110,13 +117,14 @@ def _locked(home: Path) -> Iterator[None]:
             pid_file.unlink(missing_ok=True)
 
 
-async def _serve(settings: Settings, mounts: dict[AdapterKey, Path]) -> int:
+async def _serve(settings: Settings, mounts: dict[AdapterKey, Path]) -> str:
+    """Serve to the end; returns why the engine could not start at all, if so."""
     app = App(settings, mounts)
     stopping = _signals()
     health = health_aio.HealthServicer()
     server = _server(app, health)
     address = _bind(server, settings)
-    exit_code = 0
+    failure = ""
     try:
         await _set_health(health, EngineState.STARTING)
         await app.start()
@@ -126,7 +134,7 @@ async def _serve(settings: Settings, mounts: dict[AdapterKey, Path]) -> int:
         stop = asyncio.create_task(stopping.wait(), name="signals")
         await asyncio.wait([follow, stop], return_when=asyncio.FIRST_COMPLETED)
         if follow.done():
-            exit_code = follow.result()
+            failure = follow.result()
         follow.cancel()
         stop.cancel()
         await health.enter_graceful_shutdown()
@@ -135,7 +143,7 @@ async def _serve(settings: Settings, mounts: dict[AdapterKey, Path]) -> int:
         await server.stop(CLOSE_GRACE_S)
         await app.close()
     log.info("stopped")
-    return exit_code
+    return failure
 
 
 def _server(app: App, health: health_aio.HealthServicer) -> Any:
@@ -184,8 +192,8 @@ def _bind(server: Any, settings: Settings) -> str:
     return ", ".join(addresses)
 
 
-async def _follow_engine(app: App, health: health_aio.HealthServicer) -> int:
-    """Mirror the engine's state in the health service; ends only if the first start fails for good."""
+async def _follow_engine(app: App, health: health_aio.HealthServicer) -> str:
+    """Mirror the engine's state in the health service; ends, with the reason, only if the first start fails."""
     served = False
     while True:
         ticket = app.engine.changed.ticket()
@@ -193,8 +201,7 @@ async def _follow_engine(app: App, health: health_aio.HealthServicer) -> int:
         await _set_health(health, state)
         served = served or state is EngineState.SERVING
         if state is EngineState.FAILED and not served:
-            print(f"optiq: the engine cannot start: {app.engine.message}", file=sys.stderr, flush=True)
-            return 1
+            return f"the engine cannot start: {app.engine.message}"
         await ticket.wait()
 
 

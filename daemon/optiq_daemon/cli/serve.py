@@ -59,10 +59,9 @@ def serve(adapters: tuple[str, ...], **flags: Any) -> None:
         configure_logging(configuration.settings)
         from optiq_daemon.server import run
 
-        code = run(configuration, mounts)
+        run(configuration, mounts)
     except OptiqError as error:
         raise click.ClickException(str(error)) from None
-    raise SystemExit(code)
 
 
 @click.group(epilog="\b\nExamples:\n  optiq daemon start --model ./my-base\n  optiq daemon status\n  optiq daemon stop")

@@ -1,0 +1,114 @@
+"""A real daemon with the embedded model, in a home of its own, as any user starts it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from optiq_client import Client, NotFound
+
+T = TypeVar("T")
+
+
+class Daemon:
+    """`optiq serve` in a temporary home; Unix sockets need its path to be short."""
+
+    def __init__(self, *options: str) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="optiq-"))
+        self.drop = self.home / "adapters" / "default"
+        self._options = options
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, wait: bool = True) -> Client:
+        """Start it; again after it ended is fine."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("OPTIQ_") or k == "OPTIQ_CACHE"}
+        environment["OPTIQ_CONFIG"] = str(self.home / "config.toml")
+        with (self.home / "output.log").open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "optiq_daemon", "serve", "--home", str(self.home), *self._options],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+            )
+        client = Client(home=self.home)
+        if wait:
+            client.wait_ready(180)
+        return client
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 60) -> int:
+        """End it; returns the exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+    def output(self) -> str:
+        """What it printed."""
+        return (self.home / "output.log").read_text()
+
+    def remove(self) -> None:
+        """End it and remove its home."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def daemon() -> Iterator[Daemon]:
+    """One daemon for all tests that leave it running."""
+    running = Daemon("--default-max-tokens", "8")
+    try:
+        running.start()
+        yield running
+        assert running.stop() == 0, running.output()
+    finally:
+        running.remove()
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[Client]:
+    """A client of the session's daemon, which serves again by now."""
+    with Client(home=daemon.home) as made:
+        made.wait_ready(120)
+        yield made
+
+
+@pytest.fixture
+def another_daemon() -> Iterator[Callable[..., Daemon]]:
+    """Makes daemons for tests that end them."""
+    made: list[Daemon] = []
+
+    def make(*options: str) -> Daemon:
+        made.append(Daemon(*options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.remove()
+
+
+def eventually(look: Callable[[], T], timeout: float = 20.0, *, every: float = 0.02) -> T:
+    """The first true result of `look`; the last one when the time is over. NotFound counts as not yet."""
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            found = look()
+        except NotFound:
+            if time.monotonic() > until:
+                raise
+        else:
+            if found or time.monotonic() > until:
+                return found
+        time.sleep(every)
