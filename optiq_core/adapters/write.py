@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from optiq_core.adapters.lora_config import FILE_NAME, LoraConfig, encode_lora_config
 from optiq_core.errors import AdapterError
@@ -65,7 +65,8 @@ def write_adapter(
     )
     stored = stored_tensors(tensors, config, dtype)
     with staged_folder(folder, overwrite=overwrite) as staging:
-        save_file(stored, str(staging / TENSOR_FILE), metadata={"format": "mlx"})
+        # Not save_file: that makes a file which only its owner may read, whatever the umask.
+        (staging / TENSOR_FILE).write_bytes(save(stored, metadata={"format": "mlx"}))
         (staging / CONFIG_FILE).write_text(json.dumps(_mlx_lm_config(config), indent=2) + "\n")
         (staging / FILE_NAME).write_bytes(encode_lora_config(config))
     return config

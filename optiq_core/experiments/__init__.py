@@ -1,0 +1,1 @@
+"""The comparison harness: tasks with checkable answers, and adapters that come with Optiq."""

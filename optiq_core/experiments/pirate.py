@@ -116,7 +116,6 @@ def main(folder: Path) -> None:
             checkpoint_dir=Path(scratch) / "checkpoint",
             on_event=lambda event: print(event, file=sys.stderr),
             dtype="float16",
-            overwrite=True,
         )
 
 

@@ -17,7 +17,7 @@ _ADAPTABLE = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear
 
 
 def find_targets(model: Any, targets: tuple[str, ...], num_layers: int) -> list[str]:
-    """Paths of the modules to adapt, in the order of the model.
+    """Paths of the modules to adapt, block 2 before block 10.
 
     Args:
         model: an mlx-lm model.
@@ -45,7 +45,11 @@ def find_targets(model: Any, targets: tuple[str, ...], num_layers: int) -> list[
                 field="target_modules",
             )
     wanted = {path for paths in found.values() for path in paths}
-    return [path for path in adaptable if path in wanted]
+    return sorted(wanted, key=_natural)
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
 
 
 def apply_lora(model: Any, ranks: Mapping[str, int], *, scale: float, dropout: float) -> None:

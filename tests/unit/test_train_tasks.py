@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from optiq_core.adapters.format import read_manifest
+from optiq_core.experiments import pirate, tasks
 from optiq_core.experiments.tasks import DEMO_JOBS, TASKS, DemoJob, Task, boxed, number_name, score, write_data
 from optiq_core.train.data import check_data
 
@@ -64,3 +66,21 @@ def test_the_demos_jobs_are_valid_as_they_stand(job: DemoJob, tmp_path: Path) ->
     config = job.config(tmp_path)
     assert config.violations() == []
     assert config.data_path == str(tmp_path)
+
+
+def test_the_ready_adapter_is_small_and_in_our_format() -> None:
+    folder = Path(tasks.__file__).with_name("ready") / "pirate"
+    manifest = read_manifest(folder)
+    assert (manifest.format, manifest.max_rank, len(manifest.modules)) == ("optiq", 4, 16)
+    assert manifest.disk_bytes < 300_000
+    assert "README.md" not in manifest.files
+
+
+def test_the_ready_adapters_data_leaves_the_content_to_the_base() -> None:
+    asked = pirate.questions()
+    assert len(set(asked)) == len(asked) > 70
+    assert not any("France" in question for question in asked)
+    assert pirate.first_sentence("A. B.") == "A."
+    assert pirate.first_sentence("A\nb.") == "A b."
+    assert pirate.first_sentence("no end") is None
+    assert pirate.in_manner("A.") == "Arrr, matey! A. Yo ho ho!"
