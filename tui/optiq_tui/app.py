@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import ClassVar
@@ -30,6 +31,8 @@ THEME = Theme(
     dark=True,
     variables={"footer-key-foreground": "#4fc1ff", "footer-background": "#151a23", "block-cursor-text-style": "none"},
 )
+
+FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
 
 def local_now() -> datetime:
@@ -100,6 +103,10 @@ class OptiqApp(App[None], inherit_bindings=False):
             await self.connection.act(actions[message.verb])
         except OptiqClientError as error:
             self.notify(str(error), title=f"{message.verb} failed", severity="error", timeout=10, markup=False)
+
+    def export_screenshot(self, *, title: str | None = None, simplify: bool = False) -> str:
+        """An SVG of the screen, in the viewer's own monospace font: nothing is fetched from elsewhere."""
+        return FONT_FACE.sub("", super().export_screenshot(title=title, simplify=simplify))
 
     def action_help(self) -> None:
         """Show or hide the panel of keys."""

@@ -108,7 +108,7 @@ class Connection:
         connected = False
         lost: OptiqClientError | None = None
         try:
-            self.feed.set_status(await client.runtime.status(timeout=DIAL_TIMEOUT))
+            await client.runtime.status(timeout=DIAL_TIMEOUT)  # answers at once, or there is nobody
             connected = True
             self._client = client
             self._post(LinkChanged(Link.CONNECTED, self.address))
