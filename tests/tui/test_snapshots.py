@@ -63,12 +63,12 @@ async def nobody(pilot: Pilot[None]) -> None:
     await until(lambda: "optiq serve" in str(app.dashboard.welcome.render()))
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=["80x24", "200x60"])
 def test_adapters(snap_compare: Any, daemon: FakeDaemonThread, size: tuple[int, int]) -> None:
     assert snap_compare(make_app(), terminal_size=size, run_before=busy("down"))
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=["80x24", "200x60"])
 def test_jobs(snap_compare: Any, daemon: FakeDaemonThread, size: tuple[int, int]) -> None:
     assert snap_compare(make_app(), terminal_size=size, run_before=busy("2"))
 
@@ -85,7 +85,7 @@ def test_confirm(snap_compare: Any, daemon: FakeDaemonThread) -> None:
     assert snap_compare(make_app(), terminal_size=(80, 24), run_before=busy("2", "x"))
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=["80x24", "200x60"])
 def test_first_run(snap_compare: Any, empty: FakeDaemonThread, size: tuple[int, int]) -> None:
     assert snap_compare(make_app(), terminal_size=size, run_before=idle)
 
