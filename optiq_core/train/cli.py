@@ -21,12 +21,17 @@ if TYPE_CHECKING:
 EXIT_STOPPED = 3
 
 
-@click.group()
+@click.group(
+    epilog="\b\nExamples:\n  optiq lora train embedded --data ./units -o ./units-adapter\n  optiq lora info ./units-adapter"
+)
 def lora() -> None:
     """Train LoRA adapters and inspect them."""
 
 
-@lora.command()
+@lora.command(
+    epilog="\b\nExamples:\n  optiq lora train embedded --data ./units -o ./units-adapter\n"
+    "  optiq lora train ./my-base --data ./tone -o ./tone-adapter --rank 16 --rank-scaling constant --json"
+)
 @click.argument("base")
 @click.option("--data", "data_path", required=True, help="Folder with train.jsonl and optionally valid.jsonl.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Adapter folder to write.")
@@ -171,7 +176,7 @@ class _Narrator:
         self._console.print(message, markup=False, soft_wrap=True)
 
 
-@lora.command()
+@lora.command(epilog="\b\nExamples:\n  optiq lora info ./units-adapter\n  optiq lora info ./units-adapter --json")
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def info(path: Path, as_json: bool) -> None:

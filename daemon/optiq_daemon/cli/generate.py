@@ -61,7 +61,10 @@ def generate(
     connection: Connection,
     as_json: bool,
 ) -> None:
-    """Generate text with an adapter. PROMPT - reads stdin. Ctrl-C cancels."""
+    """Generate text with an adapter.
+
+    PROMPT - reads stdin. Ctrl-C cancels.
+    """
     if system and raw:
         raise click.UsageError("--system needs the chat template, which --raw leaves out")
     text = _read_prompt(prompt)

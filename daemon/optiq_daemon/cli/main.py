@@ -14,15 +14,15 @@ GROUP = "optiq.commands"
 
 # What `optiq --help` says, so that it needs no command's module. A test compares these with the commands.
 SUMMARIES = {
-    "serve": "Run the daemon in the foreground.",
-    "daemon": "Start, stop or look at a daemon in the background.",
-    "demo": "Run the whole loop on a real model: train, mount, serve, compare.",
+    "serve": "Run the daemon in this terminal until Ctrl-C.",
+    "daemon": "Start, stop and look at a daemon in the background.",
+    "demo": "Run the whole loop in a temporary home.",
     "tui": "Watch adapters, jobs and requests in a dashboard.",
     "ps": "Show the base, the engine, resident adapters and live requests.",
     "generate": "Generate text with an adapter.",
     "adapters": "List, import, load and remove adapters.",
     "jobs": "Submit, watch and cancel training jobs.",
-    "lora": "Train adapters without a daemon, or look at one.",
+    "lora": "Train LoRA adapters and inspect them.",
     "config": "Show the settings and where they come from.",
 }
 
