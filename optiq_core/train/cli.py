@@ -22,7 +22,8 @@ EXIT_STOPPED = 3
 
 
 @click.group(
-    epilog="\b\nExamples:\n  optiq lora train embedded --data ./units -o ./units-adapter\n  optiq lora info ./units-adapter"
+    epilog="\b\nExamples:\n  optiq lora train embedded --data ./units -o ./units-adapter\n"
+    "  optiq lora info ./units-adapter"
 )
 def lora() -> None:
     """Train LoRA adapters and inspect them."""
