@@ -31,14 +31,15 @@ DaemonMaker = Callable[..., Daemon]
 
 def write_data(folder: Path, examples: int = 16) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [f'{{"prompt": "Say {n}.", "completion": "{n}{n}"}}\n' for n in range(examples)]
+    # A few tokens each: what is tested is the processes, and a trainer yields to everything else on the machine.
+    lines = [f'{{"text": "number {n} {n}"}}\n' for n in range(examples)]
     (folder / "train.jsonl").write_text("".join(lines))
     return folder
 
 
 def config(data: Path, **fields: object) -> TrainingConfig:
     values = {"rank": 2, "num_layers": 2, "batch_size": 1, "iters": 6, "steps_per_report": 1, "steps_per_checkpoint": 2}
-    return TrainingConfig(data_path=str(data), max_seq_length=64, **{**values, **fields})
+    return TrainingConfig(data_path=str(data), max_seq_length=16, **{**values, **fields})
 
 
 def trainer_of(daemon: Daemon) -> psutil.Process | None:
@@ -81,12 +82,12 @@ def test_a_killed_engine_comes_back_with_the_same_adapters(daemon: Daemon, clien
 
 def test_a_killed_trainer_resumes_and_its_adapter_is_mounted(daemon: Daemon, client: Client) -> None:
     data = write_data(daemon.home / "data")
-    job = client.jobs.create("killed", config(data, iters=12), request_id="killed-1")
-    assert client.jobs.create("killed", config(data, iters=12), request_id="killed-1").name == job.name
+    job = client.training.create("killed", config(data, iters=12), request_id="killed-1")
+    assert client.training.create("killed", config(data, iters=12), request_id="killed-1").name == job.name
     killed = False
     steps: list[int] = []
     states: list[JobState] = []
-    for update in client.jobs.watch(job.id):
+    for update in client.training.watch(job.id):
         states.append(update.job.state)
         if update.progress is not None:
             steps.append(update.progress.step)
@@ -95,7 +96,7 @@ def test_a_killed_trainer_resumes_and_its_adapter_is_mounted(daemon: Daemon, cli
                 if trainer is not None:
                     trainer.kill()
                     killed = True
-    done = client.jobs.get(job.id)
+    done = client.training.get(job.id)
     assert killed and done.state is JobState.SUCCEEDED, done.state_reason
     assert done.attempts == 2 and JobState.QUEUED in states[1:]
     assert steps[-1] == 12
@@ -103,14 +104,14 @@ def test_a_killed_trainer_resumes_and_its_adapter_is_mounted(daemon: Daemon, cli
     assert adapter.state is AdapterState.RESIDENT and adapter.digest == done.adapter_digest
     assert adapter.format == "optiq"
     assert client.generate(PROMPT, adapter="killed", max_tokens=4).read()
-    replayed = [u.progress.step for u in client.jobs.watch(job.id) if u.progress is not None]
+    replayed = [u.progress.step for u in client.training.watch(job.id) if u.progress is not None]
     assert replayed == sorted(set(replayed)) and replayed[-1] == 12
-    client.jobs.delete(job.id)
+    client.training.delete(job.id)
 
 
 def test_a_trainer_that_always_dies_fails_its_job_with_a_reason(daemon: Daemon, client: Client) -> None:
     data = write_data(daemon.home / "data")
-    job = client.jobs.create("doomed", config(data, iters=1000, steps_per_checkpoint=1000))
+    job = client.training.create("doomed", config(data, iters=1000, steps_per_checkpoint=1000))
     over = threading.Event()
 
     def kill() -> None:
@@ -122,12 +123,12 @@ def test_a_trainer_that_always_dies_fails_its_job_with_a_reason(daemon: Daemon, 
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        for _ in client.jobs.watch(job.id, timeout=120):
+        for _ in client.training.watch(job.id, timeout=120):
             pass
     finally:
         over.set()
         killer.join()
-    done = client.jobs.get(job.id)
+    done = client.training.get(job.id)
     assert done.state is JobState.FAILED and done.attempts == 3
     assert "SIGKILL" in done.state_reason and "3 times" in done.state_reason
 
@@ -136,24 +137,24 @@ def test_jobs_are_refused_and_cancelled_with_reasons(daemon: Daemon, client: Cli
     bad = daemon.home / "bad-data"
     bad.mkdir(exist_ok=True)
     (bad / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": 5}\n')
-    refused = client.jobs.create("refused", config(bad))
-    assert eventually(lambda: client.jobs.get(refused.id).state is JobState.REFUSED)
-    assert "train.jsonl" in client.jobs.get(refused.id).state_reason
+    refused = client.training.create("refused", config(bad))
+    assert eventually(lambda: client.training.get(refused.id).state is JobState.REFUSED)
+    assert "train.jsonl" in client.training.get(refused.id).state_reason
     data = write_data(daemon.home / "data")
-    running = client.jobs.create("running", config(data, iters=100_000))
-    queued = client.jobs.create("queued", config(data))
-    assert eventually(lambda: client.jobs.get(running.id).state is JobState.RUNNING, 60)
-    assert client.jobs.get(queued.id).state is JobState.QUEUED
-    assert client.jobs.cancel(queued.id).state is JobState.CANCELLED
+    running = client.training.create("running", config(data, iters=100_000))
+    queued = client.training.create("queued", config(data))
+    assert eventually(lambda: client.training.get(running.id).state is JobState.RUNNING, 60)
+    assert client.training.get(queued.id).state is JobState.QUEUED
+    assert client.training.cancel(queued.id).state is JobState.CANCELLED
     with pytest.raises(Exception, match="cancel it first"):
-        client.jobs.delete(running.id)
-    assert eventually(lambda: (p := client.jobs.get(running.id).progress) is not None and p.step > 0, 60)
-    client.jobs.cancel(running.id)
-    assert eventually(lambda: client.jobs.get(running.id).state is JobState.CANCELLED, 60)
+        client.training.delete(running.id)
+    assert eventually(lambda: (p := client.training.get(running.id).progress) is not None and p.step > 0, 60)
+    client.training.cancel(running.id)
+    assert eventually(lambda: client.training.get(running.id).state is JobState.CANCELLED, 60)
     assert trainer_of(daemon) is None
-    assert [job.id for job in client.jobs.list()][:2] == [queued.id, running.id]
+    assert [job.id for job in client.training.list()][:2] == [queued.id, running.id]
     for job in (refused, queued, running):
-        client.jobs.delete(job.id)
+        client.training.delete(job.id)
         assert not (daemon.home / "jobs" / job.id).exists()
 
 
@@ -191,8 +192,10 @@ def test_sigterm_drains_and_the_next_start_knows_everything(another_daemon: Daem
     write_adapter(daemon.drop / "survivor", seed=60)
     assert eventually(lambda: client.adapters.get("survivor").state is AdapterState.RESIDENT)
     digest = client.adapters.get("survivor").digest
-    job = client.jobs.create("continued", config(write_data(daemon.home / "data"), iters=30, steps_per_checkpoint=5))
-    assert eventually(lambda: (p := client.jobs.get(job.id).progress) is not None and p.step >= 6, 90)
+    job = client.training.create(
+        "continued", config(write_data(daemon.home / "data"), iters=24, steps_per_checkpoint=4)
+    )
+    assert eventually(lambda: (p := client.training.get(job.id).progress) is not None and p.step >= 6, 90)
     generation = client.generate(PROMPT, adapter="survivor", max_tokens=40)
     events = generation.events()
     while not isinstance(next(events), Chunk):
@@ -212,9 +215,9 @@ def test_sigterm_drains_and_the_next_start_knows_everything(another_daemon: Daem
     adapter = client.adapters.get("survivor")
     assert adapter.state is AdapterState.RESIDENT and adapter.digest == digest
     assert eventually(lambda: client.adapters.get("while-away").state is AdapterState.RESIDENT)
-    for _ in client.jobs.watch(job.id):
+    for _ in client.training.watch(job.id):
         pass
-    done = client.jobs.get(job.id)
+    done = client.training.get(job.id)
     assert done.state is JobState.SUCCEEDED and done.attempts == 2, done.state_reason
     assert client.adapters.get("continued").digest == done.adapter_digest
     client.close()
@@ -226,8 +229,8 @@ def test_a_killed_daemon_takes_its_children_along_and_recovers(another_daemon: D
     client = daemon.start()
     write_adapter(daemon.drop / "survivor", seed=62)
     assert eventually(lambda: client.adapters.get("survivor").state is AdapterState.RESIDENT)
-    job = client.jobs.create("recovered", config(write_data(daemon.home / "data"), iters=40))
-    assert eventually(lambda: (p := client.jobs.get(job.id).progress) is not None and p.step >= 4, 90)
+    job = client.training.create("recovered", config(write_data(daemon.home / "data"), iters=16))
+    assert eventually(lambda: (p := client.training.get(job.id).progress) is not None and p.step >= 4, 90)
     assert daemon.process is not None
     children = psutil.Process(daemon.process.pid).children()
     assert len(children) == 2
@@ -237,9 +240,9 @@ def test_a_killed_daemon_takes_its_children_along_and_recovers(another_daemon: D
     client.close()
     client = daemon.start()
     assert client.adapters.get("survivor").state is AdapterState.RESIDENT
-    for _ in client.jobs.watch(job.id):
+    for _ in client.training.watch(job.id):
         pass
-    done = client.jobs.get(job.id)
+    done = client.training.get(job.id)
     assert done.state is JobState.SUCCEEDED, done.state_reason
     client.close()
     assert daemon.stop() == 0
