@@ -146,12 +146,10 @@ class Dashboard(Screen[None]):
     def on_adapters_arrived(self, message: AdaptersArrived) -> None:
         """The adapters panel."""
         self.adapters.show(message.adapters)
-        self.refresh_bindings()
 
     def on_jobs_arrived(self, message: JobsArrived) -> None:
         """The jobs panel and the loss curve."""
         self.jobs.show(message.jobs, message.curves)
-        self.refresh_bindings()
 
     def on_events_arrived(self, message: EventsArrived) -> None:
         """The event log."""

@@ -27,9 +27,9 @@ class LiveTable(DataTable[Text]):
         self._rows: dict[str, list[Text]] = {}
 
     def on_mount(self) -> None:
-        """Add the columns."""
+        """Add the columns. Their widths are ours: a DataTable's own miss rows that are replaced quickly."""
         for heading in self._headings:
-            self.add_column(heading, key=heading)
+            self.add_column(heading, key=heading, width=len(heading))
 
     @property
     def selected_key(self) -> str:
@@ -40,6 +40,8 @@ class LiveTable(DataTable[Text]):
     def show(self, rows: Mapping[str, Cells]) -> None:
         """Show these rows in this order."""
         aligned = self._aligned(rows)
+        for i, column in enumerate(self.ordered_columns):
+            column.width = max([len(self._headings[i]), *(cells[i].cell_len for cells in aligned.values())])
         if list(aligned) == list(self._rows):
             for key, cells in aligned.items():
                 self._update(key, cells)

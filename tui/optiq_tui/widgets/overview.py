@@ -16,6 +16,7 @@ SAMPLES = 60
 BAR_WIDTH = 16
 SHORT_BAR_WIDTH = 5
 ROOMY = 130
+VERY_ROOMY = 180
 
 
 class Overview(Vertical):
@@ -94,8 +95,9 @@ class Overview(Vertical):
         text.append("─" * (width - filled), "dim")
         text.append(f" {humanize.size(used)}", "bold")
         if roomy:
-            engine = status.engine
             text.append(f" of {humanize.size(limit)}", "dim")
+        if self.size.width >= VERY_ROOMY:
+            engine = status.engine
             text.append(
                 f"   adapters {humanize.size(engine.adapter_bytes)} · kv {humanize.size(engine.kv_cache_bytes)}"
                 f" · engine peak {humanize.size(engine.peak_memory_bytes)}",
