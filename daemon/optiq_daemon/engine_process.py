@@ -168,7 +168,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:  # noqa: N802
         _, engine = await self._ready()
-        status = await asyncio.to_thread(engine.status)
+        status = engine.status()
         return pb.GetStatusResponse(
             active_rows=status.active_rows,
             queued_requests=status.queued_requests,

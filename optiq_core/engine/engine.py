@@ -49,6 +49,8 @@ from .types import (
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _RATE_WINDOW_S = 5.0
+# Below this a rate is noise.
+_SHORTEST_SPAN_S = 0.2
 
 
 @dataclass(eq=False)
@@ -100,7 +102,7 @@ class Engine:
         self._max_adapters = 0
         self._closed = False
         self._submit_lock = threading.Lock()
-        self._generator: BatchGenerator | None = None
+        self._kv_bytes = self._adapter_bytes = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -158,8 +160,22 @@ class Engine:
         self._call(unload).result()
 
     def status(self) -> EngineStatus:
-        """Return a snapshot; taken between two steps."""
-        return self._call(self._status).result()
+        """Return a snapshot; never waits for a step that is running."""
+        now = time.perf_counter()
+        recent = [(at, n) for at, n in list(self._rate) if at >= now - _RATE_WINDOW_S]
+        span = now - recent[0][0] if recent else 0.0
+        return EngineStatus(
+            active_rows=len(self._rows),
+            queued_requests=len(self._waiting),
+            resident_adapters=len(self.bank),
+            adapter_bytes=self._adapter_bytes,
+            kv_cache_bytes=self._kv_bytes,
+            active_memory_bytes=mx.get_active_memory(),
+            peak_memory_bytes=mx.get_peak_memory(),
+            tokens_per_second=sum(n for _, n in recent) / span if span > _SHORTEST_SPAN_S else 0.0,
+            generated_tokens=self._generated,
+            max_adapters_in_one_step=self._max_adapters,
+        )
 
     def _call(self, function: Callable[[], T]) -> Future[T]:
         """Run a function on the engine's thread, between two steps."""
@@ -180,20 +196,20 @@ class Engine:
     # What follows runs on the engine's thread.
 
     def _run(self) -> None:
-        self._generator = self._new_generator()
+        generator = self._new_generator()
         while self._take_calls(block=not self._rows and not self._waiting):
             try:
-                self._admit(self._generator)
+                self._admit(generator)
                 if self._rows:
-                    self._step(self._generator)
+                    self._step(generator)
             except Exception:
                 log.exception("a step failed; its %d requests end", len(self._rows))
                 self._fail_rows("the engine failed in a step; try again")
-                self._generator.close()
-                self._generator = self._new_generator()
+                generator.close()
+                generator = self._new_generator()
+            self._kv_bytes, self._adapter_bytes = generator.prompt_cache_nbytes, self.bank.nbytes
         self._fail_rows("the engine is shutting down")
-        self._generator.close()
-        self._generator = None
+        generator.close()
         # Streams belong to their thread and must end before it does.
         mx.synchronize()
         mx.clear_streams()
@@ -356,20 +372,3 @@ class Engine:
         self._rate.append((now, tokens))
         while self._rate and self._rate[0][0] < now - _RATE_WINDOW_S:
             self._rate.popleft()
-
-    def _status(self) -> EngineStatus:
-        now = time.perf_counter()
-        recent = [(at, n) for at, n in self._rate if at >= now - _RATE_WINDOW_S]
-        span = now - recent[0][0] if recent else 0.0
-        return EngineStatus(
-            active_rows=len(self._rows),
-            queued_requests=len(self._waiting),
-            resident_adapters=len(self.bank),
-            adapter_bytes=self.bank.nbytes,
-            kv_cache_bytes=self._generator.prompt_cache_nbytes if self._generator else 0,
-            active_memory_bytes=mx.get_active_memory(),
-            peak_memory_bytes=mx.get_peak_memory(),
-            tokens_per_second=sum(n for _, n in recent) / span if span > 0.2 else 0.0,
-            generated_tokens=self._generated,
-            max_adapters_in_one_step=self._max_adapters,
-        )

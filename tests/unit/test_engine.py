@@ -279,4 +279,4 @@ def test_closing_the_engine_ends_every_request(folders: dict[str, Path]) -> None
         failed += isinstance(events.get(), Failed)
     assert failed == 4
     with pytest.raises(RuntimeError, match="closed"):
-        engine.status()
+        engine.submit(request("late", (1, 2)), events.put)

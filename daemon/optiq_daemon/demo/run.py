@@ -6,19 +6,22 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import optiq_core.experiments
 from optiq_client import AdapterState, Client, JobState, NotFound, RankScaling, TrainingConfig
 from optiq_core.base import read_metadata, resolve_base
-from optiq_core.experiments.demo import DEMO_JOBS, READY_ADAPTER, READY_PROMPT, DemoJob
-from optiq_core.experiments.tasks import Item, boxed, score, write_data
+from optiq_core.experiments.tasks import DEMO_JOBS, DemoJob, Item, boxed, score, write_data
 
 from .chorus import Answer, Chorus, answer_items, ask_all
 from .host import DaemonHost, DemoError
 from .narrator import Narrator
 
 STEPS = 7
+READY_ADAPTER = Path(str(resources.files(optiq_core.experiments))) / "ready" / "pirate"
+READY_PROMPT = "What is the capital of France?"
 ROUTABLE_SECONDS = 30.0
 # The adapter must answer this share of the held-out items, and the base at most half as many.
 GOOD_SHARE = 0.3
@@ -84,10 +87,11 @@ def _train(client: Client, host: DaemonHost, narrator: Narrator, report: DemoRep
     with narrator.step("train two adapters, queued together"):
         jobs = {}
         for plan in DEMO_JOBS:
-            train, held_out[plan.name] = plan.task.split(train=plan.train_items, held_out=plan.held_out_items)
-            data = host.home / "demo-data" / plan.name
+            name = plan.task.name
+            train, held_out[name] = plan.items()
+            data = host.home / "demo-data" / name
             write_data(data, train)
-            jobs[plan.name] = client.training.create(plan.name, _config(plan, data), request_id=f"demo-{plan.name}")
+            jobs[name] = client.training.create(name, _config(plan, data), request_id=f"demo-{name}")
         for name, job in jobs.items():
             ended = job
             for update in client.training.watch(job.id):
@@ -112,7 +116,7 @@ def _train(client: Client, host: DaemonHost, narrator: Narrator, report: DemoRep
 
 
 def _config(plan: DemoJob, data: Path) -> TrainingConfig:
-    settings = {key: value for key, value in plan.settings.items() if key != "rank_scaling"}
+    settings: dict[str, Any] = {key: value for key, value in plan.settings.items() if key != "rank_scaling"}
     return TrainingConfig(data_path=str(data), rank_scaling=RankScaling.BY_BITS, **settings)
 
 
