@@ -25,8 +25,11 @@ from .paths import cache_path
 _FORTRAN = "libgfortran.so.5"
 
 
-def preload_blas() -> str:
+def preload_blas(threads: int | None = None) -> str:
     """Open OpenBLAS in the global symbol scope.
+
+    Args:
+        threads: of OpenBLAS; all cores if absent. ``OPENBLAS_NUM_THREADS`` in the environment has the last word.
 
     Returns:
         A sentence that says what was done and why.
@@ -40,6 +43,8 @@ def preload_blas() -> str:
     library = _package_file("cmeel", "cmeel.prefix/lib/libopenblas.so.0")
     if library is None:
         return "OpenBLAS was not preloaded: the cmeel-openblas package is not installed, matrix products are slow"
+    if threads is not None:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))
     try:
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     except OSError:

@@ -38,12 +38,15 @@ class DeviceProfile:
 
 
 @functools.cache
-def setup_device() -> DeviceProfile:
+def setup_device(threads: int | None = None) -> DeviceProfile:
     """Prepare the process for MLX and say what it will compute with.
 
     Call it before anything imports ``mlx``: on Linux CPUs it preloads a fast BLAS, which has no effect later.
+
+    Args:
+        threads: of the CPU's BLAS; all cores if absent.
     """
-    blas = preload_blas()
+    blas = preload_blas(threads)
     import mlx.core as mx
 
     if mx.metal.is_available():
