@@ -64,7 +64,10 @@ class App:
             on_settled=self.ingest.settled,
             on_ignored=self._ignored,
         )
-        batch = ["--max-batch", str(settings.max_batch), "--max-queue", str(settings.max_queue)]
+        # Admission is counted here. The engine's own bound is looser: a burst is in its queue before it is in the batch,
+        # and a cancelled request leaves a step after its place here is free.
+        places = settings.max_batch + settings.max_queue
+        batch = ["--max-batch", str(settings.max_batch), "--max-queue", str(2 * places)]
         self.engine = EngineSupervisor(
             [ENGINE_MODULE, "--model", settings.model, *batch],
             paths.engine_socket_path(home),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from optiq_client import paths
 from optiq_core.errors import OptiqError
-from optiq_daemon.config import Settings, bind_address
+from optiq_daemon.config import Settings
 
 POLL_S = 0.1
 
@@ -67,7 +67,7 @@ def wait_until_serving(settings: Settings, process: subprocess.Popen[bytes], sec
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     until = time.monotonic() + seconds
-    with grpc.insecure_channel(bind_address(settings)) as channel:
+    with grpc.insecure_channel(f"unix:{paths.socket_path(settings.home_path)}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while time.monotonic() < until:
             if process.poll() is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from optiq_client.paths import SocketPathError, checked_socket_path, config_path, home_path, socket_path
 from optiq_core.errors import OptiqError
@@ -161,12 +162,13 @@ def _convert(key: str, value: Any, origin: str, *, strict: bool) -> Any:
 
 def _check_address(settings: Settings, origin: str) -> None:
     address = settings.address
+    bind_address(replace(settings, address=""))
     if not address or address.startswith("unix:"):
         bind_address(settings)
         return
     where = f"{origin}: address {address!r}"
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
+    if not colon or not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise ConfigError(f"{where}: expected unix:/path or host:port, for example 127.0.0.1:50070")
     if not _is_loopback(host):
         raise ConfigError(

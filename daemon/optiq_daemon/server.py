@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import fcntl
-import io
 import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -187,8 +186,6 @@ def _bind(server: Any, settings: Settings) -> str:
             bound = 0
         if not bound:
             raise ConfigError(f"cannot listen on {address}: it is in use, or not an address of this machine")
-        if address.endswith(":0"):
-            addresses[addresses.index(address)] = f"{address[:-1]}{bound}"
     return ", ".join(addresses)
 
 
@@ -246,12 +243,19 @@ def _signals() -> _Stopping:
 
 def _dump() -> None:
     """Write every task and thread with its stack to the log."""
-    lines = io.StringIO()
+    lines = []
     for task in asyncio.all_tasks():
-        task.print_stack(file=lines)
-    frames: dict[int, FrameType] = sys._current_frames()
-    lines.write(f"{len(frames)} threads\n")
-    log.warning("SIGUSR1: tasks\n%s", lines.getvalue())
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler) and handler.stream is not None:
-            faulthandler.dump_traceback(file=handler.stream, all_threads=True)
+        lines.append(f"task {task.get_name()}")
+        lines += [_where(frame) for frame in task.get_stack()]
+    for thread in threading.enumerate():
+        lines.append(f"thread {thread.name}")
+        frame = sys._current_frames().get(thread.ident or 0)
+        while frame is not None:
+            lines.append(_where(frame))
+            frame = frame.f_back
+    log.warning("SIGUSR1: tasks and threads\n%s", "\n".join(lines))
+
+
+def _where(frame: FrameType) -> str:
+    # Not traceback's formatting: it fails on frames of compiled coroutines, which have no line number.
+    return f"    {frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"

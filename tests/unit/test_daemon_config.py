@@ -63,6 +63,7 @@ def test_addresses_that_only_this_machine_reaches(tmp_path: Path, address: str) 
         ("50070", "host:port"),
         ("127.0.0.1:http", "host:port"),
         ("127.0.0.1:99999", "host:port"),
+        ("127.0.0.1:0", "host:port"),
         ("unix:/" + "x" * 120, "bytes long"),
     ],
 )
