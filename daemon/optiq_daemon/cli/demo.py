@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import click
 
 from optiq_daemon.cli import output
@@ -13,9 +15,8 @@ from optiq_daemon.cli.options import json_option
     "  optiq demo --keep      # leaves the daemon running, to look around"
 )
 @click.option("--keep", is_flag=True, help="Leave the daemon running and say how to reach it.")
-@click.option("--model", default="embedded", show_default=True, help="Base, as for optiq serve.")
 @json_option
-def demo(*, keep: bool, model: str, as_json: bool) -> None:
+def demo(*, keep: bool, as_json: bool) -> None:
     """Run the whole loop in a temporary home: train two adapters, drop a third, serve all of them in one batch.
 
     Takes a few minutes on two CPU cores. Progress is on stderr, the result on stdout.
@@ -24,10 +25,12 @@ def demo(*, keep: bool, model: str, as_json: bool) -> None:
     from optiq_daemon.demo.narrator import Narrator
     from optiq_daemon.demo.run import STEPS, answers_table, run_demo
 
-    host = DaemonHost(model)
+    # Told to end, it ends as on Ctrl-C: with the daemon stopped and the temporary home removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    host = DaemonHost()
     finished = False
     try:
-        report = run_demo(host, Narrator(STEPS), model)
+        report = run_demo(host, Narrator(STEPS))
         finished = True
     finally:
         if not (keep and finished):

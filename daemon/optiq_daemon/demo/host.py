@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -9,11 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from optiq_client import Client, FailedPrecondition, OptiqClientError
+from optiq_client import Client, OptiqClientError
+from optiq_core.base import EMBEDDED
 from optiq_core.errors import OptiqError
 
 START_SECONDS = 180.0
 STOP_SECONDS = 30.0
+SHARED = ("OPTIQ_CACHE", "OPTIQ_EMBEDDED_WHEEL")
 
 
 class DemoError(OptiqError):
@@ -21,15 +24,10 @@ class DemoError(OptiqError):
 
 
 class DaemonHost:
-    """A daemon in a temporary home.
+    """A daemon with the embedded base in a temporary home."""
 
-    Args:
-        model: the base, as for ``optiq serve --model``.
-    """
-
-    def __init__(self, model: str) -> None:
+    def __init__(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="optiq-demo-"))
-        self._model = model
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -45,19 +43,22 @@ class DaemonHost:
         """
         log = (self.home / "demo-daemon.log").open("wb")
         command = [sys.executable, "-m", "optiq_daemon", "serve", "--home", str(self.home)]
+        # The user's own settings are for the user's daemon; only the caches are shared.
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("OPTIQ_") or key in SHARED}
         with log:
             # A session of its own: Ctrl-C in the demo's terminal must not reach it before the demo has cleaned up.
             self._process = subprocess.Popen(
-                [*command, "--model", self._model],
+                [*command, "--model", EMBEDDED],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                env={**kept, "OPTIQ_CONFIG": str(self.home / "config.toml")},
             )
         client = Client(home=self.home)
         try:
             client.wait_ready(START_SECONDS)
-        except (FailedPrecondition, OptiqClientError) as error:
+        except OptiqClientError as error:
             raise DemoError(f"the daemon did not start: {error}\n{self._log_tail()}") from error
         return client
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import optiq_core.experiments
 from optiq_client import AdapterState, Client, JobState, NotFound, RankScaling, TrainingConfig
-from optiq_core.base import read_metadata, resolve_base
+from optiq_core.base import EMBEDDED, read_metadata, resolve_base
 from optiq_core.experiments.tasks import DEMO_JOBS, DemoJob, Item, boxed, score, write_data
 
 from .chorus import Answer, Chorus, answer_items, ask_all
@@ -43,19 +43,18 @@ class DemoReport:
     steps: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
-def run_demo(host: DaemonHost, narrator: Narrator, model: str) -> DemoReport:
+def run_demo(host: DaemonHost, narrator: Narrator) -> DemoReport:
     """Run all steps against a daemon that the host starts.
 
     Args:
         host: starts the daemon; the caller stops it.
         narrator: hears what happens.
-        model: the base.
 
     Raises:
         OptiqError: something could not be done, or did not turn out as claimed.
     """
     with narrator.step("fetch and import the base"):
-        folder = resolve_base(model, progress=narrator.line)
+        folder = resolve_base(EMBEDDED, progress=narrator.line)
         metadata = read_metadata(folder)
         narrator.say(f"{folder.name}, {metadata.bits_per_weight:.2f} bits per weight, {_bits(metadata.layer_bits)}")
     report = DemoReport(str(host.home), {"path": str(folder), "bits_per_weight": metadata.bits_per_weight})
