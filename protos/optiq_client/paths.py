@@ -2,7 +2,7 @@
 
 ``home`` is the folder of one daemon::
 
-    run/         0700: daemon.sock (public gRPC), engine.sock (private), daemon.lock, daemon.pid
+    run/         0700: daemon.sock (public gRPC), engine-*.sock (private), daemon.lock, daemon.pid
     adapters/    drop folder: <tenant>/<name>/
     store/       content-addressed adapter blobs, and staging
     jobs/        one folder per training job
@@ -57,13 +57,18 @@ def socket_path(home: Path) -> Path:
     return checked_socket_path(run_path(home) / "daemon.sock")
 
 
-def engine_socket_path(home: Path) -> Path:
-    """The engine's private socket.
+def engine_socket_path(home: Path, life: str) -> Path:
+    """The private socket of one engine process.
+
+    Each has a path of its own: one that ends late removes its own socket, never its successor's.
+
+    Args:
+        life: four characters that tell processes apart.
 
     Raises:
         SocketPathError: the path is longer than a Unix socket allows.
     """
-    return checked_socket_path(run_path(home) / "engine.sock")
+    return checked_socket_path(run_path(home) / f"engine-{life}.sock")
 
 
 def checked_socket_path(path: Path) -> Path:

@@ -112,3 +112,15 @@ def eventually(look: Callable[[], T], timeout: float = 20.0, *, every: float = 0
             if found or time.monotonic() > until:
                 return found
         time.sleep(every)
+
+
+def gone(look: Callable[[], object], timeout: float = 5.0) -> bool:
+    """Whether `look` comes to raise NotFound."""
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        try:
+            look()
+        except NotFound:
+            return True
+        time.sleep(0.02)
+    return False

@@ -19,7 +19,7 @@ from optiq_client import (
     Started,
 )
 from tests.adapters import write_adapter
-from tests.integration.conftest import Daemon, eventually
+from tests.integration.conftest import Daemon, eventually, gone
 
 PROMPT = "Name a colour."
 
@@ -103,8 +103,7 @@ def test_a_folder_that_was_never_good_says_why(daemon: Daemon, client: Client) -
     assert caught.value.reason == "ADAPTER_QUARANTINED"
     assert caught.value.metadata["code"] == "BAD_JSON" and caught.value.metadata["file"] == "adapter_config.json"
     shutil.rmtree(folder)
-    with pytest.raises(NotFound):
-        eventually(lambda: client.adapters.get("never-good") and False, 5)
+    assert gone(lambda: client.adapters.get("never-good"))
 
 
 def test_a_deleted_folder_is_not_found_while_others_go_on(daemon: Daemon, client: Client) -> None:
@@ -114,8 +113,7 @@ def test_a_deleted_folder_is_not_found_while_others_go_on(daemon: Daemon, client
     # The same bytes under two names are one version; the name that stays keeps it.
     assert client.adapters.get("stays").digest == client.adapters.get("goes").digest
     shutil.rmtree(daemon.drop / "goes")
-    with pytest.raises(NotFound):
-        eventually(lambda: client.generate(PROMPT, adapter="goes", max_tokens=1).read() and False, 5)
+    assert gone(lambda: client.generate(PROMPT, adapter="goes", max_tokens=1).read())
     assert client.generate(PROMPT, adapter="stays", max_tokens=4).read()
 
 
@@ -226,3 +224,17 @@ def test_links_and_bad_names_are_not_taken(daemon: Daemon, client: Client) -> No
     assert outside.is_dir(), "deleting the name removes the link, not what it points to"
     with pytest.raises(InvalidRequest):
         client.adapters.get("Bad Name")
+
+
+def test_a_folder_that_comes_and_goes_leaves_nothing(daemon: Daemon, client: Client) -> None:
+    source = write_adapter(daemon.home / "flicker", seed=32)
+    before = client.runtime.status().adapter_count
+    for round_ in range(8):
+        shutil.copytree(source, daemon.drop / "flicker")
+        # From before the settle time is over to after the folder is taken.
+        time.sleep(0.2 + 0.02 * round_)
+        shutil.rmtree(daemon.drop / "flicker")
+    assert gone(lambda: client.adapters.get("flicker"))
+    assert client.runtime.status().adapter_count == before
+    shutil.copytree(source, daemon.drop / "flicker")
+    assert in_state(client, "flicker", AdapterState.RESIDENT)
