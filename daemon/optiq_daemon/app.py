@@ -10,12 +10,13 @@ from importlib import metadata
 from pathlib import Path
 
 from optiq_client import paths
-from optiq_core.errors import AdapterError, OptiqError
+from optiq_core.errors import OptiqError
 from optiq_daemon import convert, telemetry
 from optiq_daemon.blobs import Blobs
 from optiq_daemon.children import Child
 from optiq_daemon.config import Settings
 from optiq_daemon.engine_client import EngineClient
+from optiq_daemon.errors import UnavailableError
 from optiq_daemon.events import EventLog
 from optiq_daemon.ingest import Ingest
 from optiq_daemon.job_queue import JobQueue
@@ -64,13 +65,13 @@ class App:
             on_settled=self.ingest.settled,
             on_ignored=self._ignored,
         )
-        # Admission is counted here. The engine's own bound is looser: a burst is in its queue before it is in the batch,
-        # and a cancelled request leaves a step after its place here is free.
+        # Admission is counted here. The engine's own bound is looser: a burst is in its queue before it is in the
+        # batch, and a cancelled request leaves a step after its place here is free.
         places = settings.max_batch + settings.max_queue
         batch = ["--max-batch", str(settings.max_batch), "--max-queue", str(2 * places)]
         self.engine = EngineSupervisor(
             [ENGINE_MODULE, "--model", settings.model, *batch],
-            paths.engine_socket_path(home),
+            home,
             paths.logs_path(home) / "engine.log",
             self.events,
             on_up=self._engine_up,
@@ -93,6 +94,7 @@ class App:
         """Reconcile store and disk, then start engine, watcher and queue."""
         self.events.append("daemon.started", "", f"version {VERSION}", {"pid": str(os.getpid())})
         self.registry.restore()
+        await asyncio.to_thread(self.ingest.tidy)
         self.engine.start()
         await self.watcher.start()
         self.jobs.start()
@@ -134,7 +136,9 @@ class App:
         for key, source in list(self._mounts.items()):
             try:
                 await self.ingest.install(key, source)
-            except (AdapterError, OSError) as error:
+            except UnavailableError:
+                raise
+            except (OptiqError, OSError) as error:
                 self.events.append("adapter.import_failed", key.name, f"{source}: {error}")
             del self._mounts[key]
         self.ingest.base_known()

@@ -32,11 +32,14 @@ class Child:
         self._offset = offset
 
     @classmethod
-    async def spawn(cls, arguments: Sequence[str], log: Path, *, read_stdout: bool = False) -> Child:
+    async def spawn(
+        cls, arguments: Sequence[str], log: Path, *, read_stdout: bool = False, keep: Sequence[int] = ()
+    ) -> Child:
         """Start `python -m` with `arguments`.
 
         Args:
             read_stdout: keep stdout as a pipe to read lines from; otherwise it goes to the log, too.
+            keep: file descriptors that it inherits.
         """
         with _opened(log) as writing:
             offset = writing.tell()
@@ -48,6 +51,7 @@ class Child:
                 stdout=asyncio.subprocess.PIPE if read_stdout else writing,
                 stderr=writing,
                 limit=LINE_LIMIT,
+                pass_fds=keep,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 # Ctrl-C in the daemon's terminal is the daemon's to handle: it drains first.
                 start_new_session=True,

@@ -15,7 +15,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from optiq_client.paths import SocketPathError, checked_socket_path, config_path, home_path, socket_path
+from optiq_client.paths import (
+    SocketPathError,
+    checked_socket_path,
+    config_path,
+    engine_socket_path,
+    home_path,
+    socket_path,
+)
 from optiq_core.errors import OptiqError
 
 ENVIRONMENT_PREFIX = "OPTIQ_"
@@ -127,6 +134,7 @@ def bind_address(settings: Settings) -> str:
         if settings.address:
             path = Path(settings.address.removeprefix("unix:"))
             return f"unix:{checked_socket_path(path)}"
+        engine_socket_path(settings.home_path, "0000")
         return f"unix:{socket_path(settings.home_path)}"
     except SocketPathError as error:
         raise ConfigError(str(error)) from None

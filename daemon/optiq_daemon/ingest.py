@@ -29,6 +29,7 @@ from optiq_daemon.tasks import Tasks
 log = logging.getLogger(__name__)
 
 COPIES_AT_ONCE = 4
+TRASH = ".deleted-"
 
 
 class _ChangedMeanwhileError(Exception):
@@ -58,8 +59,9 @@ class Ingest:
         return self._drop / key.tenant / key.adapter
 
     def discovered(self, key: AdapterKey) -> None:
-        """A folder is being written."""
-        if self._registry.find(key) is None:
+        """A folder is being written, unless it is being removed."""
+        folder = self.folder(key)
+        if self._registry.find(key) is None and (folder.is_dir() or folder.is_symlink()):
             self._registry.phase(key, AdapterState.DISCOVERED)
 
     def settled(self, key: AdapterKey) -> None:
@@ -83,6 +85,11 @@ class Ingest:
             AdapterError: not an adapter of this base; nothing was changed.
             UnavailableError: the base is not known yet.
         """
+        # A caller that goes away must not leave the folder half replaced and the lock free.
+        work = self._tasks.start(self._import(key, source), f"import {key.name}", expected=(OptiqError, OSError))
+        return await asyncio.shield(work)
+
+    async def _import(self, key: AdapterKey, source: Path) -> AdapterRecord:
         async with self._lock(key):
             base = self._registry.base
             if base is None:
@@ -111,11 +118,21 @@ class Ingest:
             NotFoundError: there is no such name.
             ConflictError: the etag is not the record's.
         """
+        self._registry.record(key)
+        work = self._tasks.start(self._remove(key, etag), f"remove {key.name}", expected=(OptiqError, OSError))
+        await asyncio.shield(work)
+
+    def tidy(self) -> None:
+        """Finish removals that a crash cut short; for a thread, at start."""
+        for trash in self._drop.glob(f"*/.*{TRASH}*"):
+            shutil.rmtree(trash, ignore_errors=True)
+
+    async def _remove(self, key: AdapterKey, etag: str) -> None:
         async with self._lock(key):
             self._registry.record(key)
             if etag and etag != self._registry.etag(key):
                 raise ConflictError("adapter", key.name, f"{key.name} has changed since it was read; read it again")
-            trash = self._drop / key.tenant / f".{key.adapter}.deleted-{uuid.uuid4().hex[:8]}"
+            trash = self._drop / key.tenant / f".{key.adapter}{TRASH}{uuid.uuid4().hex[:8]}"
             try:
                 self.folder(key).rename(trash)
             except FileNotFoundError:

@@ -296,8 +296,8 @@ class Registry:
             manifest = await asyncio.to_thread(read_manifest, self.blobs.path(record.digest))
             validate_against_base(manifest, base.modules)
         except AdapterError as error:
-            self.residency.bind(record.key, "")
             record.digest = ""
+            self.residency.bind(record.key, "")
             self.quarantine(record.key, Quarantine.of(error), fingerprint=record.fingerprint, source=record.source_path)
         else:
             record.base_digest = base.digest

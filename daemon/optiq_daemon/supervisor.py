@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from optiq_client import paths
 from optiq_core.errors import OptiqError
 from optiq_daemon.children import Child
 from optiq_daemon.engine_client import EngineClient
-from optiq_daemon.errors import RefusedError, UnavailableError
+from optiq_daemon.errors import RefusedError, UnavailableError, log_unexpected
 from optiq_daemon.events import EventLog
 from optiq_daemon.signals import Changed
 from optiq_daemon.states import EngineState
@@ -39,6 +41,7 @@ class EngineSupervisor:
 
     Args:
         arguments: module and flags of the process; `--socket` is added.
+        home: the daemon's folder, for the socket.
         on_up: awaited when a process has its base, before requests are let in.
         on_down: called as soon as it is gone.
     """
@@ -46,15 +49,15 @@ class EngineSupervisor:
     def __init__(
         self,
         arguments: list[str],
-        socket: Path,
+        home: Path,
         log_file: Path,
         events: EventLog,
         *,
         on_up: ServeHook,
         on_down: Callable[[], None],
     ) -> None:
-        self._arguments = [*arguments, "--socket", str(socket)]
-        self._socket = socket
+        self._arguments = arguments
+        self._home = home
         self._log_file = log_file
         self._events = events
         self._on_up = on_up
@@ -118,6 +121,9 @@ class EngineSupervisor:
                 failures += 1
                 state = EngineState.RESTARTING if failures < GIVE_UP_AFTER else EngineState.FAILED
                 self._set(state, str(error))
+            except Exception as error:
+                error_id = log_unexpected("engine supervisor", error)
+                self._set(EngineState.RESTARTING, f"an unexpected error, logged by the daemon as {error_id}")
             finally:
                 await self._end_life()
             await asyncio.sleep(backoff)
@@ -126,9 +132,9 @@ class EngineSupervisor:
 
     async def _live(self) -> None:
         """One process from start to death; always ends with an exception that says why."""
-        self._socket.unlink(missing_ok=True)
-        child = self.child = await Child.spawn(self._arguments, self._log_file)
-        client = self._client = EngineClient(self._socket)
+        socket = self._fresh_socket()
+        child = self.child = await Child.spawn([*self._arguments, "--socket", str(socket)], self._log_file)
+        client = self._client = EngineClient(socket)
         death = asyncio.ensure_future(child.wait())
         log.info("engine pid=%d started", child.pid)
         try:
@@ -144,6 +150,11 @@ class EngineSupervisor:
         finally:
             death.cancel()
         raise self._death_notice(child)
+
+    def _fresh_socket(self) -> Path:
+        for left in paths.run_path(self._home).glob("engine-*.sock"):
+            left.unlink(missing_ok=True)
+        return paths.engine_socket_path(self._home, secrets.token_hex(2))
 
     def _death_notice(self, child: Child) -> UnavailableError:
         tail = child.tail()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,6 +19,8 @@ log = logging.getLogger(__name__)
 
 MODULE = "optiq_daemon.trainer_process"
 LOG_NAME = "trainer.log"
+LOCK_NAME = "trainer.lock"
+LOCK_POLL_S = 0.1
 EXIT_STOPPED = 3
 # Importing MLX and loading the base come before the first heartbeat of a busy machine.
 START_GRACE_S = 120.0
@@ -63,9 +67,15 @@ class Trainer:
 
     async def run(self) -> Outcome:
         """Start the process and follow it to its end, which it also meets if this is cancelled."""
-        child = self.child = await Child.spawn(
-            [MODULE, "--job-dir", str(self._job_dir)], self._job_dir / LOG_NAME, read_stdout=True
-        )
+        with (self._job_dir / LOCK_NAME).open("a") as lock:
+            if not await _locked(lock.fileno()):
+                return Outcome("died", f"another trainer still ran after {START_GRACE_S:.0f} s")
+            child = self.child = await Child.spawn(
+                [MODULE, "--job-dir", str(self._job_dir)],
+                self._job_dir / LOG_NAME,
+                read_stdout=True,
+                keep=(lock.fileno(),),
+            )
         log.info("trainer pid=%d job=%s started", child.pid, self._job_dir.name)
         try:
             if self._cancelled:
@@ -118,3 +128,19 @@ class Trainer:
                 last = Outcome("cancelled", "cancelled as asked")
             elif not isinstance(event, Heartbeat):
                 self._on_event(event)
+
+
+async def _locked(descriptor: int) -> bool:
+    """Take the job's lock, which the trainer inherits and holds as long as it lives; False if it stays taken.
+
+    A trainer whose daemon was killed saves a checkpoint before it ends; the next one must not begin before that.
+    """
+    until = time.monotonic() + START_GRACE_S
+    while time.monotonic() < until:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            await asyncio.sleep(LOCK_POLL_S)
+        else:
+            return True
+    return False
