@@ -19,7 +19,7 @@ from watchdog.observers import Observer
 
 from optiq_core.errors import AdapterError
 from optiq_daemon.names import DEFAULT_TENANT, ID_RULE, AdapterKey, is_id
-from optiq_daemon.snapshot import take_snapshot
+from optiq_daemon.snapshot import being_written, take_snapshot
 from optiq_daemon.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -75,8 +75,6 @@ class DropWatcher:
         self._on_settled = on_settled
         self._on_ignored = on_ignored
         self._pending: dict[AdapterKey, _Pending] = {}
-        self._open: dict[str, int] = {}
-        self._written: dict[str, AdapterKey] = {}
         self._looks: dict[AdapterKey, str] = {}
         self._ignored: set[str] = set()
         self._observer = _Observer(self._root, self._from_thread)
@@ -119,12 +117,10 @@ class DropWatcher:
         still = time.monotonic() - pending.last_change
         if still < self._settle_s:
             self._arm(key, pending, self._settle_s - still)
-        elif still < HOLD_S and key in self._written.values():
+        elif still < HOLD_S and being_written(self._root / key.tenant / key.adapter):
             self._arm(key, pending, self._settle_s)
         else:
             del self._pending[key]
-            for path in [path for path, owner in self._written.items() if owner == key]:
-                del self._written[path]
             self._on_settled(key)
 
     def _from_thread(self, event: FileSystemEvent) -> None:
@@ -151,30 +147,8 @@ class DropWatcher:
         if not self._is_adapter(parts[0], parts[1]):
             return
         key = AdapterKey(parts[0], parts[1])
-        if not event.is_directory:
-            self._track_writers(event.event_type, path, key)
         if event.event_type in CHANGES:
             self.touch(key)
-
-    def _track_writers(self, kind: str, path: str, key: AdapterKey) -> None:
-        """Know which files are being written: changed between their opening and their closing.
-
-        Platforms that do not report opening and closing track nothing; their folders settle by time alone.
-        """
-        if kind == "opened":
-            self._open[path] = self._open.get(path, 0) + 1
-        elif kind == "modified" and path in self._open:
-            self._written[path] = key
-        elif kind in ("closed", "closed_no_write"):
-            left = self._open.get(path, 0) - 1
-            if left > 0:
-                self._open[path] = left
-            else:
-                self._open.pop(path, None)
-                self._written.pop(path, None)
-        elif kind in ("moved", "deleted"):
-            self._open.pop(path, None)
-            self._written.pop(path, None)
 
     def _is_adapter(self, tenant: str, name: str) -> bool:
         if tenant.startswith(".") or name.startswith("."):
