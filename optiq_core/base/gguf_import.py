@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import msgspec
 
 from ..errors import BaseModelError
+from ..files import staged_folder
 from .metadata import derive_metadata, write_metadata
 
 _TENSORS = {
@@ -65,21 +65,14 @@ def import_gguf(file: Path, folder: Path) -> None:
     if quantization:
         config["quantization"] = quantization
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".import-", dir=folder.parent))
-    try:
-        mx.save_safetensors(str(scratch / "model.safetensors"), tensors, metadata={"format": "mlx"})
-        (scratch / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-        _write_tokenizer(file, metadata, scratch)
+    # A second process may have made the same folder meanwhile: either copy will do.
+    with staged_folder(folder, overwrite=True) as staging:
+        mx.save_safetensors(str(staging / "model.safetensors"), tensors, metadata={"format": "mlx"})
+        (staging / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        _write_tokenizer(file, metadata, staging)
         source = {"kind": "gguf", "file": file.name, "name": str(metadata.get("general.name", ""))}
-        derived = derive_metadata(scratch, source)
         versions = {package: version(package) for package in ("mlx", "mlx-lm")}
-        write_metadata(scratch, type(derived)(derived.modules, derived.bits_per_weight, source, versions))
-        # A second process may have made the same folder meanwhile: either copy will do.
-        if not folder.exists():
-            scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        write_metadata(staging, msgspec.structs.replace(derive_metadata(staging, source), versions=versions))
 
 
 def _check_complete(file: Path) -> None:
