@@ -151,6 +151,9 @@ def _server(app: App, health: health_aio.HealthServicer) -> Any:
         options=[
             ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
             ("grpc.max_metadata_size", 64 * 1024),
+            # Clients ping every half minute to notice a daemon that went away, also while nothing is said.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
             # A second daemon on the same TCP port must fail, not share it.
             ("grpc.so_reuseport", 0),
         ],
