@@ -208,10 +208,14 @@ class _Observer:
         self._observer.start()
 
     def follow(self) -> None:
-        if self._inode and (self._root.stat().st_ino != self._inode or not self._observer.is_alive()):
+        if self._inode and (self._root.stat().st_ino != self._inode or not self._watches()):
             log.warning("the drop folder %s was replaced; watching the new one", self._root)
             self._observer.stop()
             self.start()
+
+    def _watches(self) -> bool:
+        # Its emitter ends when the folder is removed; a new one may get the same inode.
+        return self._observer.is_alive() and all(emitter.is_alive() for emitter in self._observer.emitters)
 
     def stop(self) -> None:
         self._observer.stop()
