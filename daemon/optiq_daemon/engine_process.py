@@ -150,7 +150,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         try:
-            await asyncio.to_thread(engine.submit, wanted, sink)
+            await asyncio.wrap_future(engine.submit(wanted, sink))
             while True:
                 event = await events.get()
                 if isinstance(event, Failed):

@@ -8,6 +8,7 @@ several times the speed.
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ def setup_device(threads: int | None = None) -> DeviceProfile:
     Args:
         threads: of the CPU's BLAS; all cores if absent.
     """
+    # transformers is here for its tokenizers; that it found no PyTorch is no news to anybody.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     blas = preload_blas(threads)
     import mlx.core as mx
 

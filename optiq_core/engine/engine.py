@@ -116,14 +116,14 @@ class Engine:
         self._calls.put(None)
         self._thread.join()
 
-    def submit(self, request: EngineRequest, sink: Sink) -> None:
+    def submit(self, request: EngineRequest, sink: Sink) -> Future[None]:
         """Queue a request; its events go to ``sink`` on the engine's thread, the last is Finished or Failed.
 
-        Raises:
-            QueueFullError: ``max_queue`` requests wait already.
-            NotLoadedError: its adapter is not loaded.
+        Returns:
+            Done once the request is queued, between two steps. Holds QueueFullError if ``max_queue`` requests wait
+            already, NotLoadedError if the adapter is not loaded. Cancelling it in time withdraws the request.
         """
-        self._call(lambda: self._enqueue(request, sink)).result()
+        return self._call(lambda: self._enqueue(request, sink))
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next step; unknown ids are ignored."""
@@ -182,6 +182,8 @@ class Engine:
         future: Future[T] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(function())
             except BaseException as error:

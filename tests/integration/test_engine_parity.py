@@ -58,7 +58,7 @@ def prompt_ids(base: LoadedBase, text: str) -> tuple[int, ...]:
 
 def submit(engine: Engine, request: EngineRequest) -> queue.Queue[Event]:
     events: queue.Queue[Event] = queue.Queue()
-    engine.submit(request, events.put)
+    engine.submit(request, events.put).result()
     return events
 
 

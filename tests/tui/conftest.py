@@ -47,7 +47,7 @@ def make_app(*, readonly: bool = False) -> OptiqApp:
     return OptiqApp(ADDRESS, readonly=readonly, now=lambda: scene.NOW, retry_delays=(0.2,))
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for a condition; fails with its source line if it never holds."""
     for _ in range(int(seconds / 0.02)):
         if condition():

@@ -199,9 +199,9 @@ async def test_waits_for_a_daemon_that_is_not_there_yet() -> None:
         await late.start(ADDRESS)
         await until(lambda: not app.dashboard.has_class("-welcome"))
         await until(lambda: app.dashboard.adapters.has_class("-empty"))
-        empty = str(app.dashboard.adapters.empty.render())
-        assert "/home/ada/.local/share/optiq/adapters/default/NAME" in empty
-        assert "optiq jobs submit" in empty
+        drop = "/home/ada/.local/share/optiq/adapters/default/NAME"
+        await until(lambda: drop in str(app.dashboard.adapters.empty.render()))
+        assert "optiq jobs submit" in str(app.dashboard.adapters.empty.render())
         assert "optiq generate" in str(app.dashboard.requests.empty.render())
         await late.stop()
 

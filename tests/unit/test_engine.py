@@ -39,7 +39,7 @@ class Run:
     def __init__(self, engine: Engine, request: EngineRequest) -> None:
         self.events: queue.Queue[Event] = queue.Queue()
         self.seen: list[Event] = []
-        engine.submit(request, self.events.put)
+        engine.submit(request, self.events.put).result()
 
     def wait(self) -> Finished:
         while True:
@@ -267,12 +267,22 @@ def test_a_request_ends_at_its_stop_string(engine: Engine) -> None:
     assert stopped.text == free.text[: free.text.index(stop)]
 
 
+def test_a_request_withdrawn_before_it_is_queued_leaves_the_engine_running(engine: Engine) -> None:
+    events: queue.Queue[Event] = queue.Queue()
+    for i in range(50):
+        engine.submit(request(f"w{i}", (1, 2), max_tokens=5), events.put).cancel()
+        engine.cancel(f"w{i}")
+    after = Run(engine, request("after", (1, 2), max_tokens=3))
+    assert after.wait().completion_tokens <= 3
+    assert engine.status().queued_requests == 0
+
+
 def test_closing_the_engine_ends_every_request(folders: dict[str, Path]) -> None:
     engine = Engine(tiny_base(), max_batch=2)
     engine.start()
     events: queue.Queue[Event] = queue.Queue()
     for i in range(4):
-        engine.submit(request(f"x{i}", (1, 2), max_tokens=400), events.put)
+        engine.submit(request(f"x{i}", (1, 2), max_tokens=400), events.put).result()
     engine.close()
     failed = 0
     while not events.empty():
