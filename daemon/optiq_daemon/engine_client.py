@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from optiq_daemon.errors import from_engine
+from optiq_daemon.errors import UnavailableError, from_engine
 from optiq_daemon.interceptor import MAX_REQUEST_BYTES
+from optiq_daemon.tasks import was_cancelled
 from optiq_protos.internal.v1 import engine_pb2, engine_pb2_grpc
 
 LOAD_TIMEOUT_S = 120.0
@@ -65,12 +69,39 @@ class EngineClient:
         """Counters and memory now."""
         return await self._unary(self._stub.GetStatus(engine_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT_S))
 
-    def generate(self, request: engine_pb2.GenerateRequest) -> Any:
-        """Begin a request; the call is an async iterator and must be cancelled if it is left early."""
-        return self._stub.Generate(request)
+    async def generate(self, request: engine_pb2.GenerateRequest) -> AsyncGenerator[engine_pb2.GenerateResponse, None]:
+        """Run a request; close the generator if it is left early, which frees the row.
+
+        Raises:
+            RequestError: the engine's status, translated.
+        """
+        call = self._stub.Generate(request)
+        try:
+            with _closing_is_loss():
+                async for response in call:
+                    yield response
+        except grpc.aio.AioRpcError as error:
+            raise from_engine(error) from None
+        finally:
+            call.cancel()
 
     async def _unary(self, call: Any) -> Any:
         try:
-            return await call
+            with _closing_is_loss():
+                return await call
         except grpc.aio.AioRpcError as error:
             raise from_engine(error) from None
+
+
+@contextlib.contextmanager
+def _closing_is_loss() -> Iterator[None]:
+    """Tell a channel that was closed under a call from a caller that was cancelled.
+
+    gRPC raises CancelledError for both. Passed on, the first would end a handler without any answer to its client.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        if was_cancelled():
+            raise
+        raise UnavailableError("the engine process ended; it is being restarted", reason="ENGINE_LOST") from None

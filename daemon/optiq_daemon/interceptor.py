@@ -13,7 +13,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2
 
-from optiq_daemon.errors import DETAILS_KEY, InvalidRequestError, status_of
+from optiq_daemon.errors import DETAILS_KEY, InvalidRequestError, UnavailableError, status_of
+from optiq_daemon.tasks import was_cancelled
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def _wrap_unary(method: str, call: Any, decode: Callable[[bytes], Any]) -> Any:
         began = time.perf_counter()
         try:
             return await call(_decoded(raw, decode), context)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             await _answer(context, method, error, began)
 
     return unary
@@ -80,11 +81,16 @@ def _decoded(raw: bytes, decode: Callable[[bytes], Any]) -> Any:
         raise InvalidRequestError.of("request", "the bytes are not a message of this method") from None
 
 
-async def _answer(context: Any, method: str, error: Exception, began: float) -> None:
-    if isinstance(error, grpc.aio.AbortError | asyncio.CancelledError):
+async def _answer(context: Any, method: str, error: BaseException, began: float) -> None:
+    if isinstance(error, grpc.aio.AbortError):
         raise error
     if context.cancelled():
         raise asyncio.CancelledError
+    if isinstance(error, asyncio.CancelledError):
+        if was_cancelled():
+            raise error
+        # Something that the handler waited for was cancelled, not the call: gRPC would leave its client waiting.
+        error = UnavailableError("what this call waited for was ended; try again", reason="INTERRUPTED")
     status = status_of(error, method)
     level = logging.ERROR if status.code == code_pb2.INTERNAL else logging.INFO
     milliseconds = (time.perf_counter() - began) * 1000

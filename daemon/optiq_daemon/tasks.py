@@ -9,6 +9,12 @@ from typing import Any
 from optiq_daemon.errors import log_unexpected
 
 
+def was_cancelled() -> bool:
+    """Whether somebody asked the running task to end; false for a CancelledError that came out of what it awaited."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class Tasks:
     """Owns the background tasks of one component."""
 

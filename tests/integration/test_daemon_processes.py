@@ -194,7 +194,7 @@ def test_sigterm_drains_and_the_next_start_knows_everything(another_daemon: Daem
     assert eventually(lambda: client.adapters.get("survivor").state is AdapterState.RESIDENT)
     digest = client.adapters.get("survivor").digest
     job = client.training.create(
-        "continued", config(write_data(daemon.home / "data"), iters=24, steps_per_checkpoint=4)
+        "continued", config(write_data(daemon.home / "data"), iters=60, steps_per_checkpoint=4)
     )
     assert eventually(lambda: (p := client.training.get(job.id).progress) is not None and p.step >= 6, 90)
     generation = client.generate(PROMPT, adapter="survivor", max_tokens=40)

@@ -10,10 +10,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
-import grpc
-
 from optiq_daemon.engine_client import EngineClient
-from optiq_daemon.errors import InvalidRequestError, RefusedError, RequestError, from_engine
+from optiq_daemon.errors import InvalidRequestError, RefusedError, RequestError
 from optiq_daemon.live import LiveRequest, LiveTable
 from optiq_daemon.names import parse_adapter_ref, parse_parent
 from optiq_daemon.registry import Registry, Resolved
@@ -81,19 +79,16 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             if resolved.digest:
                 await self._registry.residency.ensure(resolved.digest)
             waited_ms = (time.monotonic() - live.began) * 1000
-            call = client.generate(forwarded)
             try:
-                async for response in call:
-                    yield _passed_on(response, request, resolved, live, waited_ms)
+                async with aclosing(client.generate(forwarded)) as responses:
+                    async for response in responses:
+                        yield _passed_on(response, request, resolved, live, waited_ms)
                 return
-            except grpc.aio.AioRpcError as error:
-                problem = from_engine(error)
+            except RequestError as problem:
                 # An engine that forgot the version (it was restarted just now) gets it again, once.
                 if last_try or not (isinstance(problem, RefusedError) and problem.reason == NOT_LOADED):
                     raise _as_asked(problem, request) from None
                 self._registry.residency.forget_resident(resolved.digest)
-            finally:
-                call.cancel()
 
     def _forwarded(self, request: generation_pb2.GenerateRequest, digest: str) -> engine_pb2.GenerateRequest:
         # The caller's id is for people; two callers may choose the same one.
