@@ -261,11 +261,13 @@ class FakeDaemon(
     async def WatchTrainingJob(self, request: Any, context: Any) -> AsyncIterator[Any]:
         job = await self._job(request.name, context)
         reply = training_pb2.WatchTrainingJobResponse
-        for replayed in [reply(job=job, progress=p) for p in self.progress.get(request.name, [])] or [reply(job=job)]:
-            yield replayed
+        replayed = [reply(job=job, progress=p) for p in self.progress.get(request.name, [])] or [reply(job=job)]
         if job.state in ENDED:
+            for update in replayed:
+                yield update
             return
-        async for update in self._job_changes.receive():
+        # Subscribed before the first is sent: an update between the two would be lost.
+        async for update in self._job_changes.receive(replayed):
             if update.job.name == request.name:
                 yield update
                 if update.job.state in ENDED:
