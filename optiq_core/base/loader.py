@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import BaseModelError
 from .device import DeviceProfile, setup_device
-from .embedded import MODEL_NAME, Progress, embedded_gguf
+from .embedded import MODEL_NAME, SHA256, Progress, embedded_gguf
 from .metadata import BaseMetadata, read_config, read_metadata, read_safetensors_header, weight_files
 from .paths import cache_path
 
@@ -67,12 +67,14 @@ def resolve_base(model: str, *, progress: Progress | None = None) -> Path:
     """
     say = progress or (lambda _: None)
     if model in (EMBEDDED, MODEL_NAME):
-        return _imported(embedded_gguf(say), say)
+        return _imported(embedded_gguf(say), SHA256, say)
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BaseModelError(f"{path}: no such file")
-        return _imported(path, say)
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        return _imported(path, digest, say)
     if path.is_dir():
         _check_folder(path)
         return path.resolve()
@@ -142,9 +144,8 @@ def _check_folder(folder: Path) -> str:
     return hasher.hexdigest()
 
 
-def _imported(file: Path, say: Progress) -> Path:
-    with file.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+def _imported(file: Path, digest: str, say: Progress) -> Path:
+    """Return the base folder of a GGUF file with this hex SHA-256, importing it on first use."""
     # The format number changes when an import would write other content.
     folder = cache_path() / "bases" / f"{file.stem.lower()}-{digest[:12]}-f1"
     if not (folder / "config.json").exists():
