@@ -19,11 +19,14 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from optiq_client import humanize
+from optiq_daemon.cli import bench
 from optiq_daemon.cli import main as cli
+from optiq_daemon.cli.entry_points import EntryPointGroup
 from tests.tui import scene
 from tests.tui.fake_daemon import FakeDaemonThread
 
 ENTRIES = sorted(metadata.entry_points(group=cli.GROUP), key=lambda e: e.name)
+BENCHES = sorted(metadata.entry_points(group=bench.GROUP), key=lambda e: e.name)
 
 
 @pytest.fixture
@@ -52,6 +55,8 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
     for entry in ENTRIES:
         yield from walk(entry.name, entry.load())
+    for entry in BENCHES:
+        yield from walk(f"bench {entry.name}", entry.load())
 
 
 def test_help_lists_every_command_and_imports_none(tmp_path: Path) -> None:
@@ -65,14 +70,16 @@ def test_help_lists_every_command_and_imports_none(tmp_path: Path) -> None:
     for entry in ENTRIES:
         assert f"\n  {entry.name} " in done.stdout
     assert done.stderr.strip() == (
-        "[] ['optiq_daemon', 'optiq_daemon.cli', 'optiq_daemon.cli.exits', 'optiq_daemon.cli.main']"
+        "[] ['optiq_daemon', 'optiq_daemon.cli', 'optiq_daemon.cli.entry_points', "
+        "'optiq_daemon.cli.exits', 'optiq_daemon.cli.main']"
     )
 
 
 def test_summaries_are_the_commands_own() -> None:
-    assert set(cli.SUMMARIES) == {e.name for e in ENTRIES}
-    for entry in ENTRIES:
-        assert (entry.load().help or "").strip().startswith(cli.SUMMARIES[entry.name].rstrip(".")), entry.name
+    for entries, summaries in ((ENTRIES, cli.SUMMARIES), (BENCHES, bench.SUMMARIES)):
+        assert set(summaries) == {e.name for e in entries}
+        for entry in entries:
+            assert (entry.load().help or "").strip().startswith(summaries[entry.name].rstrip(".")), entry.name
 
 
 def test_every_command_has_help_with_an_example() -> None:
@@ -106,7 +113,7 @@ def test_a_command_that_cannot_be_loaded_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = metadata.EntryPoint("broken", "no_such_module:command", cli.GROUP)
-    monkeypatch.setattr(cli.Commands, "_entries", lambda self: {"broken": broken})
+    monkeypatch.setattr(EntryPointGroup, "entries", lambda self: {"broken": broken})
     assert optiq("broken") == 1
     assert "command broken (no_such_module:command) cannot be loaded" in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ from importlib import metadata
 
 import click
 
+from optiq_daemon.cli.entry_points import EntryPointGroup
 from optiq_daemon.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, exit_code_of
 
 GROUP = "optiq.commands"
@@ -23,6 +24,7 @@ SUMMARIES = {
     "adapters": "List, import, load and remove adapters.",
     "jobs": "Submit, watch and cancel training jobs.",
     "lora": "Train LoRA adapters and inspect them.",
+    "bench": "Measure against a named baseline in one run.",
     "config": "Show the settings and where they come from.",
 }
 
@@ -39,49 +41,6 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 try again.
 """
 
 
-class Commands(click.Group):
-    """A group whose members are entry points."""
-
-    def _entries(self) -> dict[str, metadata.EntryPoint]:
-        return {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Ours in the order of SUMMARIES, then those of other packages."""
-        names = self._entries()
-        return [n for n in SUMMARIES if n in names] + sorted(n for n in names if n not in SUMMARIES)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command; None if there is no such name."""
-        entry = self._entries().get(cmd_name)
-        if entry is None:
-            return None
-        try:
-            command = entry.load()
-        except (ImportError, AttributeError) as error:
-            raise click.ClickException(f"command {cmd_name} ({entry.value}) cannot be loaded: {error}") from error
-        if not isinstance(command, click.Command):
-            raise click.ClickException(f"command {cmd_name} ({entry.value}) is not a click command")
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list, without importing anything of it."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, with a suggestion for a name that is nearly right."""
-        name = args[0]
-        if not name.startswith("-") and name not in self._entries():
-            import difflib
-
-            close = difflib.get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.5)
-            hint = f" Did you mean {close[0]!r}?" if close else " See `optiq --help`."
-            raise click.UsageError(f"No such command {name!r}.{hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         click.echo(f"optiq {metadata.version('optiq')}")
@@ -89,7 +48,9 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
 
 
 @click.group(
-    cls=Commands,
+    cls=EntryPointGroup,
+    entry_points=GROUP,
+    summaries=SUMMARIES,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

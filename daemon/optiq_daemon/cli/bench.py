@@ -1,0 +1,27 @@
+"""``optiq bench``: every figure that we claim, measured against its baseline in one run."""
+
+from __future__ import annotations
+
+import click
+
+from optiq_daemon.cli.entry_points import EntryPointGroup
+
+GROUP = "optiq.benches"
+
+# A test compares these with the benches.
+SUMMARIES: dict[str, str] = {}
+
+
+@click.group(
+    cls=EntryPointGroup,
+    entry_points=GROUP,
+    summaries=SUMMARIES,
+    epilog="\b\nEach prints one JSON object with --json. Example:\n"
+    "  optiq bench mixed --adapters 16 --concurrency 16 --rank 8 --targets all --json",
+)
+def bench() -> None:
+    """Measure against a named baseline in one run.
+
+    Runs are paired and interleaved, figures are medians, and the output names model, device profile and versions.
+    Compare ratios, not absolute times: those are the machine's.
+    """
