@@ -18,6 +18,7 @@ from optiq_daemon.config import Settings
 from optiq_daemon.engine_client import EngineClient
 from optiq_daemon.errors import UnavailableError
 from optiq_daemon.events import EventLog
+from optiq_daemon.generations import Generations
 from optiq_daemon.ingest import Ingest
 from optiq_daemon.job_queue import JobQueue
 from optiq_daemon.live import LiveTable
@@ -53,6 +54,9 @@ class App:
         self.events = EventLog(self.store)
         self.registry = Registry(self.store, self.events, Blobs(paths.store_path(home)))
         self.live = LiveTable(settings.max_batch + settings.max_queue)
+        self.generations = Generations(
+            self.registry, self.live, lambda: self.engine.client, settings.default_max_tokens
+        )
         drop = paths.adapters_path(home)
         self.ingest = Ingest(self.registry, drop, again=self._again)
         self.watcher = DropWatcher(

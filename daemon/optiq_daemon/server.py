@@ -161,7 +161,7 @@ def _server(app: App, health: health_aio.HealthServicer) -> Any:
     add: list[tuple[Any, Any]] = [
         (
             generation_pb2_grpc.add_GenerationServiceServicer_to_server,
-            GenerationService(app.registry, app.live, lambda: app.engine.client, app.settings.default_max_tokens),
+            GenerationService(app.generations),
         ),
         (adapter_pb2_grpc.add_AdapterServiceServicer_to_server, AdapterService(app.registry, app.ingest)),
         (training_pb2_grpc.add_TrainingServiceServicer_to_server, TrainingService(app.jobs, app.store)),

@@ -1,0 +1,141 @@
+"""The path of every generation request, from gRPC or HTTP: checked, admitted, leased, the engine's stream passed on."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from optiq_daemon.engine_client import EngineClient
+from optiq_daemon.errors import InvalidRequestError, RefusedError, RequestError
+from optiq_daemon.live import LiveRequest, LiveTable
+from optiq_daemon.registry import Registry, Resolved
+from optiq_daemon.request_checks import check_request
+from optiq_protos.internal.v1 import engine_pb2
+from optiq_protos.v1 import generation_pb2
+
+log = logging.getLogger(__name__)
+
+NOT_LOADED = "ADAPTER_NOT_LOADED"
+
+
+class Generations:
+    """Serves requests with the engine.
+
+    Args:
+        engine: gives the serving engine's client, or raises UnavailableError.
+        default_max_tokens: for requests that do not say.
+    """
+
+    def __init__(
+        self, registry: Registry, live: LiveTable, engine: Callable[[], EngineClient], default_max_tokens: int
+    ) -> None:
+        self._registry = registry
+        self._live = live
+        self._engine = engine
+        self._default_max_tokens = default_max_tokens
+
+    async def serve(
+        self, request: generation_pb2.GenerateRequest
+    ) -> AsyncGenerator[generation_pb2.GenerateResponse, None]:
+        """Stream one completion; close the generator if it is left early, which frees the row at the next step.
+
+        Raises:
+            RequestError: before the first response or after any.
+        """
+        tenant, adapter, digest = check_request(request)
+        request_id = request.request_id or secrets.token_hex(8)
+        live = LiveRequest(request_id, tenant, request.adapter)
+        resolved = self._registry.acquire(tenant, adapter, digest)
+        try:
+            with self._live.admit(live):
+                live.digest = resolved.digest
+                async with aclosing(self._serve(request, resolved, live)) as responses:
+                    async for response in responses:
+                        yield response
+        finally:
+            if resolved.lease is not None:
+                resolved.lease.release()
+            log.info(
+                "request=%s tenant=%s adapter=%s tokens=%d ms=%.0f",
+                request_id,
+                tenant,
+                request.adapter or "-",
+                live.completion_tokens,
+                (time.monotonic() - live.began) * 1000,
+            )
+
+    async def _serve(
+        self, request: generation_pb2.GenerateRequest, resolved: Resolved, live: LiveRequest
+    ) -> AsyncGenerator[generation_pb2.GenerateResponse, None]:
+        forwarded = self._forwarded(request, resolved.digest)
+        for last_try in (False, True):
+            client = self._engine()
+            if resolved.digest:
+                await self._registry.residency.ensure(resolved.digest)
+            waited_ms = (time.monotonic() - live.began) * 1000
+            try:
+                async with aclosing(client.generate(forwarded)) as responses:
+                    async for response in responses:
+                        yield _passed_on(response, request, resolved, live, waited_ms)
+                return
+            except RequestError as problem:
+                # An engine that forgot the version (it was restarted just now) gets it again, once.
+                if last_try or not (isinstance(problem, RefusedError) and problem.reason == NOT_LOADED):
+                    raise _as_asked(problem, request) from None
+                self._registry.residency.forget_resident(resolved.digest)
+
+    def _forwarded(self, request: generation_pb2.GenerateRequest, digest: str) -> engine_pb2.GenerateRequest:
+        # The caller's id is for people; two callers may choose the same one.
+        forwarded = engine_pb2.GenerateRequest(
+            request_id=secrets.token_hex(16),
+            adapter_digest=digest,
+            adapter_scale=request.adapter_scale if request.HasField("adapter_scale") else 1.0,
+            sampling=request.sampling,
+            max_tokens=request.max_tokens or self._default_max_tokens,
+            stop=request.stop,
+        )
+        kind = request.WhichOneof("input")
+        if kind == "prompt":
+            forwarded.messages.messages.add(role="user", content=request.prompt)
+        elif kind == "raw_text":
+            forwarded.raw_text = request.raw_text
+        elif kind == "messages":
+            forwarded.messages.CopyFrom(request.messages)
+        else:
+            forwarded.token_ids.CopyFrom(request.token_ids)
+        return forwarded
+
+
+def _passed_on(
+    response: engine_pb2.GenerateResponse,
+    request: generation_pb2.GenerateRequest,
+    resolved: Resolved,
+    live: LiveRequest,
+    waited_ms: float,
+) -> generation_pb2.GenerateResponse:
+    kind = response.WhichOneof("event")
+    passed = generation_pb2.GenerateResponse(**{kind: getattr(response, kind)})
+    if kind == "started":
+        live.phase = "prefill"
+        passed.started.request_id = live.request_id
+        passed.started.adapter = resolved.key.name if resolved.key else ""
+        passed.started.adapter_digest = resolved.digest
+    elif kind == "chunk":
+        live.tokens(len(response.chunk.token_ids))
+    elif kind == "finished":
+        # The engine counts from when it was asked; loading the adapter came before.
+        passed.finished.timings.queue_ms += waited_ms
+        passed.finished.timings.time_to_first_token_ms += waited_ms
+    return passed
+
+
+def _as_asked(problem: RequestError, request: generation_pb2.GenerateRequest) -> RequestError:
+    """Name the field that the caller set, where the engine names the one that it was given."""
+    if isinstance(problem, InvalidRequestError) and request.WhichOneof("input") == "prompt":
+        return InvalidRequestError(
+            [("prompt" if field == "messages" else field, text) for field, text in problem.violations]
+        )
+    return problem
