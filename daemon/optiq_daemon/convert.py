@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.events import Progress
+from optiq_core.train.schemes import RANK_SCALINGS, RankScaling
 from optiq_daemon.errors import InvalidRequestError
 from optiq_daemon.events import Event
 from optiq_daemon.jobs import JobRecord
@@ -24,9 +25,8 @@ T = TypeVar("T")
 MAX_PAGE = 1000
 DEFAULT_PAGE = 100
 
-_RANK_SCALINGS: dict[int, Any] = {
-    training_pb2.RANK_SCALING_CONSTANT: "constant",
-    training_pb2.RANK_SCALING_BY_BITS: "by_bits",
+_RANK_SCALINGS: dict[int, RankScaling] = {
+    training_pb2.RankScaling.Value(f"RANK_SCALING_{name.upper()}"): name for name in RANK_SCALINGS
 }
 
 
@@ -86,6 +86,8 @@ def train_config(message: training_pb2.TrainingConfig) -> TrainConfig:
         elif name == "target_modules":
             if value:
                 values[name] = tuple(value)
+        elif name == "rank_pattern":
+            values[name] = dict(value)
         elif value or name in ("dropout", "seed", "grad_checkpoint"):
             values[name] = value
     config = TrainConfig(**{"data_path": "", **values})

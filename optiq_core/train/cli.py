@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from optiq_core.errors import OptiqError, TrainingError
-from optiq_core.train.config import RANK_SCALINGS, TrainConfig
+from optiq_core.train.config import TrainConfig
+from optiq_core.train.options import rank_options
 
 if TYPE_CHECKING:
     from optiq_core.train.events import Event
+    from optiq_core.train.ranks import Allocation
     from optiq_core.train.trainer import Signal, TrainResult
 
 EXIT_STOPPED = 3
@@ -23,7 +25,7 @@ EXIT_STOPPED = 3
 
 @click.group(
     epilog="\b\nExamples:\n  optiq lora train embedded --data ./units -o ./units-adapter\n"
-    "  optiq lora info ./units-adapter"
+    "  optiq lora ranks embedded --rank-scaling linear\n  optiq lora info ./units-adapter"
 )
 def lora() -> None:
     """Train LoRA adapters and inspect them."""
@@ -37,13 +39,7 @@ def lora() -> None:
 @click.option("--data", "data_path", required=True, help="Folder with train.jsonl and optionally valid.jsonl.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Adapter folder to write.")
 @click.option("--rank", default=8, show_default=True, help="Base rank.")
-@click.option(
-    "--rank-scaling",
-    type=click.Choice(RANK_SCALINGS),
-    default="by_bits",
-    show_default=True,
-    help="by_bits: modules that the base keeps at 8 bits get twice the rank.",
-)
+@rank_options
 @click.option("--scale", default=20.0, show_default=True, help="Factor on the low-rank product.")
 @click.option("--dropout", default=0.0, show_default=True)
 @click.option("--target-modules", default="q_proj,v_proj", show_default=True, help="Last path components.")
@@ -67,8 +63,7 @@ def train(base: str, output: Path, target_modules: str, overwrite: bool, as_json
 
     Interrupted with Ctrl-C it saves a checkpoint beside the output folder; the same command goes on from there.
     """
-    targets = tuple(name.strip() for name in target_modules.split(",") if name.strip())
-    config = TrainConfig(target_modules=targets, **options)
+    config = TrainConfig(target_modules=_names(target_modules), **options)
     if output.exists() and not overwrite:
         raise click.UsageError(f"{output} exists; --overwrite replaces it")
     checkpoint = output.parent / f"{output.name}.checkpoint"
@@ -192,3 +187,49 @@ def info(path: Path, as_json: bool) -> None:
         click.echo(json.dumps(description.as_dict(), indent=2))
     else:
         click.echo(description.as_text())
+
+
+@lora.command(
+    epilog="\b\nExamples:\n  optiq lora ranks embedded --rank 8 --rank-scaling by_bits\n"
+    "  optiq lora ranks embedded --rank-scaling linear --budget-like constant:16 --json"
+)
+@click.argument("base")
+@click.option("--rank", default=8, show_default=True, help="Base rank.")
+@rank_options
+@click.option("--target-modules", default="q_proj,v_proj", show_default=True, help="Last path components.")
+@click.option("--num-layers", default=16, show_default=True, help="Blocks from the last, -1 for all.")
+@click.option("--data", "data_path", default="", help="Folder with train.jsonl; `gradient` probes on it.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+def ranks(base: str, target_modules: str, as_json: bool, **options: Any) -> None:
+    """Show which rank each module of BASE would get, before anything is trained."""
+    config = TrainConfig(target_modules=_names(target_modules), **options)
+    if config.rank_scaling == "gradient" and not config.data_path:
+        raise click.UsageError("--rank-scaling gradient probes the base on training data; give it with --data")
+    try:
+        for field, message in config.violations():
+            if field != "data_path":
+                raise click.UsageError(f"{field}: {message}")
+        allocation = _allocate(base, config)
+    except OptiqError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(json.dumps(allocation.as_dict(), indent=2) if as_json else allocation.as_text())
+
+
+def _allocate(base: str, config: TrainConfig) -> Allocation:
+    from optiq_core.base.device import setup_device
+
+    profile = setup_device()
+    from optiq_core.base.loader import load_base, resolve_base
+    from optiq_core.train.data import load_data
+    from optiq_core.train.loss import loss_for
+    from optiq_core.train.ranks import Allocation
+    from optiq_core.train.targets import rank_targets, ranks_of
+
+    loaded = load_base(resolve_base(base, progress=lambda message: click.echo(message, err=True)), profile=profile)
+    targets = rank_targets(loaded.model, loaded.metadata, config)
+    data = load_data(config.data_path, loaded.tokenizer, config) if config.data_path else None
+    return Allocation(tuple(targets), ranks_of(loaded.model, targets, config, data=data, loss=loss_for(loaded.model)))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())

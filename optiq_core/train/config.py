@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import msgspec
 
 from optiq_core.errors import TrainingError
-
-RankScaling = Literal["constant", "by_bits"]
-
-RANK_SCALINGS: tuple[RankScaling, ...] = ("constant", "by_bits")
+from optiq_core.train.schemes import BUDGET_SCHEMES, RANK_SCALINGS, RankScaling
 
 # No adapter with a larger rank is served.
 MAX_RANK = 256
@@ -35,6 +31,10 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         data_path: folder with ``train.jsonl`` and optionally ``valid.jsonl``.
         rank: base rank; ``rank_scaling`` decides what each module gets from it.
+        rank_scaling: a scheme of :mod:`optiq_core.train.ranks`.
+        rank_pattern: with ``pattern``: module path, or its end after a dot, to rank.
+        budget_like: ``SCHEME:RANK``, for example ``constant:16``: spend as many parameters as that would. Empty: no
+            budget.
         scale: factor on the low-rank product.
         dropout: probability with which an input of the low-rank path is zeroed while training.
         target_modules: last path components of the modules to adapt.
@@ -49,6 +49,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     data_path: str
     rank: int = 8
     rank_scaling: RankScaling = "by_bits"
+    rank_pattern: dict[str, int] = {}
+    budget_like: str = ""
     scale: float = 20.0
     dropout: float = 0.0
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
@@ -75,8 +77,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 found.append((name, f"must be between {low} and {high}, is {value}"))
         if self.num_layers != -1 and not 1 <= self.num_layers <= 10_000:
             found.append(("num_layers", f"must be -1 (all) or between 1 and 10000, is {self.num_layers}"))
-        if self.rank_scaling not in RANK_SCALINGS:
-            found.append(("rank_scaling", f"must be one of {', '.join(RANK_SCALINGS)}, is {self.rank_scaling}"))
+        found += self._rank_violations()
         if not (math.isfinite(self.scale) and 0 < self.scale <= 1e4):
             found.append(("scale", f"must be above 0 and at most 10000, is {self.scale}"))
         if not 0 <= self.dropout < 1:
@@ -87,10 +88,43 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             found.append(("target_modules", "must name at least one module, for example q_proj"))
         return found
 
+    def _rank_violations(self) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        if self.rank_scaling not in RANK_SCALINGS:
+            found.append(("rank_scaling", f"must be one of {', '.join(RANK_SCALINGS)}, is {self.rank_scaling}"))
+        if (self.rank_scaling == "pattern") != bool(self.rank_pattern):
+            found.append(("rank_pattern", "goes with rank_scaling=pattern, and only with it"))
+        for key, rank in self.rank_pattern.items():
+            if not 1 <= rank <= MAX_RANK:
+                found.append(("rank_pattern", f"{key!r} must be between 1 and {MAX_RANK}, is {rank}"))
+        if self.budget_like:
+            try:
+                parse_budget_like(self.budget_like)
+            except TrainingError as error:
+                found.append(("budget_like", str(error).removeprefix("budget_like: ")))
+        return found
+
     def validate(self) -> None:
         """Raise TrainingError naming the first field that is out of range."""
         for field, message in self.violations():
             raise TrainingError(f"{field}: {message}", field=field)
+
+
+def parse_budget_like(text: str) -> tuple[RankScaling, int]:
+    """Scheme and rank of ``SCHEME:RANK``.
+
+    Raises:
+        TrainingError: it is not of this form.
+    """
+    name, _, rank = text.partition(":")
+    for scheme in BUDGET_SCHEMES:
+        if name == scheme and rank.isascii() and rank.isdigit() and 1 <= int(rank) <= MAX_RANK:
+            return scheme, int(rank)
+    raise TrainingError(
+        f"budget_like: must be SCHEME:RANK with a scheme of {', '.join(BUDGET_SCHEMES)} and a rank from 1 to "
+        f"{MAX_RANK}, for example constant:16; is {text!r}",
+        field="budget_like",
+    )
 
 
 def decode_config(data: bytes | dict[str, object]) -> TrainConfig:

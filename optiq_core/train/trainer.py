@@ -23,11 +23,12 @@ from optiq_core.train.checkpoint import RunState, restore_checkpoint, save_check
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.data import TrainingData
 from optiq_core.train.events import CheckpointSaved, Event, Progress, Started, Warned
-from optiq_core.train.layers import apply_lora, find_targets, recomputed_blocks
+from optiq_core.train.layers import apply_lora, recomputed_blocks
 from optiq_core.train.loss import Loss, loss_for, number, to_inputs
 from optiq_core.train.meter import Meter
-from optiq_core.train.ranks import allocate_ranks, distribution
+from optiq_core.train.ranks import distribution
 from optiq_core.train.step import make_step, seed_step
+from optiq_core.train.targets import rank_targets, ranks_of
 
 Signal = Literal["go", "cancel", "stop"]
 Outcome = Literal["succeeded", "cancelled", "stopped"]
@@ -112,9 +113,9 @@ class _Run:
         self.model: nn.Module = base.model
         # The head is probed on the bare base; adapters never touch it.
         self.loss: Loss = loss_for(self.model)
-        paths = find_targets(self.model, config.target_modules, config.num_layers)
-        self.bits = {path: base.metadata.bits_of(path) for path in paths}
-        self.ranks = allocate_ranks(paths, rank=config.rank, scaling=config.rank_scaling, bits_of=self.bits.__getitem__)
+        targets = rank_targets(self.model, base.metadata, config)
+        self.bits = {target.path: target.bits for target in targets}
+        self.ranks = ranks_of(self.model, targets, config, data=data, loss=self.loss)
         seed_step(config.seed, 0)
         apply_lora(self.model, self.ranks, scale=config.scale, dropout=config.dropout)
         self.optimizer = optimizers.Adam(learning_rate=config.learning_rate)

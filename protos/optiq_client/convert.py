@@ -106,6 +106,8 @@ def training_config(message: training_pb2.TrainingConfig) -> t.TrainingConfig:
         steps_per_eval=message.steps_per_eval,
         steps_per_checkpoint=message.steps_per_checkpoint,
         grad_checkpoint=message.grad_checkpoint,
+        rank_pattern=dict(message.rank_pattern),
+        budget_like=message.budget_like,
     )
 
 
@@ -129,6 +131,8 @@ def training_config_message(config: t.TrainingConfig) -> training_pb2.TrainingCo
         steps_per_eval=config.steps_per_eval,
         steps_per_checkpoint=config.steps_per_checkpoint,
         grad_checkpoint=config.grad_checkpoint,
+        rank_pattern=config.rank_pattern,
+        budget_like=config.budget_like,
     )
 
 

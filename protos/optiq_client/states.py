@@ -63,6 +63,12 @@ class RankScaling(StrEnum):
     UNSPECIFIED = "UNSPECIFIED"
     CONSTANT = "CONSTANT"
     BY_BITS = "BY_BITS"
+    BY_KL = "BY_KL"
+    LINEAR = "LINEAR"
+    ATTENTION = "ATTENTION"
+    FFN = "FFN"
+    GRADIENT = "GRADIENT"
+    PATTERN = "PATTERN"
 
 
 class ChangeType(StrEnum):

@@ -169,6 +169,8 @@ class TrainingConfig:
     steps_per_eval: int = 0
     steps_per_checkpoint: int = 0
     grad_checkpoint: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    budget_like: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,6 +174,8 @@ def test_training_config_survives_the_round_trip() -> None:
         steps_per_eval=2,
         steps_per_checkpoint=3,
         grad_checkpoint=True,
+        rank_pattern={"q_proj": 4},
+        budget_like="constant:16",
     )
     assert convert.training_config(convert.training_config_message(config)) == config
     assert convert.training_config(training_pb2.TrainingConfig()) == TrainingConfig()

@@ -43,6 +43,21 @@ def test_train_then_info_as_the_seed_documents_write_them(folders: tuple[Path, P
     assert content["optiq"]["training"]["steps"] == 3
 
 
+def test_ranks_shows_an_allocation_before_training(folders: tuple[Path, Path, Path]) -> None:
+    base, data, _ = folders
+    shown = optiq_lora("ranks", base)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.splitlines()[-1] == "5,376 parameters across 4 modules, ranks {8: 2, 16: 2}"
+    like = optiq_lora("ranks", base, "--rank-scaling", "pattern", "--rank-pattern", "q_proj=24", "--json")
+    assert json.loads(like.stdout)["rank_distribution"] == {"8": 2, "24": 2}
+    probed = optiq_lora("ranks", base, "--rank-scaling", "gradient", "--data", data, "--budget-like", "by_bits:8")
+    assert probed.exit_code == 0, probed.output
+    for words in (["--rank-scaling", "gradient"], ["--rank-pattern", "q_proj=4"], ["--rank-pattern", "q_proj:4"]):
+        assert optiq_lora("ranks", base, *words).exit_code == 2
+    refused = optiq_lora("ranks", base, "--rank-scaling", "by_kl")
+    assert (refused.exit_code, "optiq convert --method kl" in refused.stderr) == (1, True)
+
+
 def test_info_of_an_adapter_that_mlx_lm_wrote(tmp_path: Path) -> None:
     folder = write_mlx_adapter(tmp_path / "adapter", tiny_model(), rank=4, scale=10.0)
     assert optiq_lora("info", folder).stdout.splitlines()[:4] == [

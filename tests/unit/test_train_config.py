@@ -7,7 +7,6 @@ import pytest
 
 from optiq_core.errors import TrainingError
 from optiq_core.train.config import TrainConfig, decode_config
-from optiq_core.train.ranks import allocate_ranks, distribution
 from optiq_protos.v1 import training_pb2
 
 
@@ -53,26 +52,6 @@ def test_unknown_fields_and_wrong_types_are_refused() -> None:
     with pytest.raises(TrainingError, match="rank"):
         decode_config({"data_path": "d", "rank": "eight"})
     assert decode_config({"data_path": "d", "num_layers": -1}).num_layers == -1
-
-
-def test_by_bits_gives_rank_times_bits_over_four_rounded_up() -> None:
-    bits = {"a": 4, "b": 8, "c": 3, "d": 5}
-    ranks = allocate_ranks(bits, rank=8, scaling="by_bits", bits_of=bits.__getitem__)
-    assert ranks == {"a": 8, "b": 16, "c": 6, "d": 10}
-    assert distribution(ranks) == {6: 1, 8: 1, 10: 1, 16: 1}
-    assert set(allocate_ranks(bits, rank=8, scaling="constant", bits_of=bits.__getitem__).values()) == {8}
-
-
-def test_float_modules_get_the_base_rank_alone_and_twice_it_beside_quantized_ones() -> None:
-    floats = {"a": 16, "b": 32, "c": None}
-    assert set(allocate_ranks(floats, rank=8, scaling="by_bits", bits_of=floats.__getitem__).values()) == {8}
-    mixed = {"a": 16, "b": 4}
-    assert allocate_ranks(mixed, rank=8, scaling="by_bits", bits_of=mixed.__getitem__) == {"a": 16, "b": 8}
-
-
-def test_a_rank_that_could_not_be_served_is_refused_before_training() -> None:
-    with pytest.raises(TrainingError, match="rank: 'a' would get 400"):
-        allocate_ranks(["a"], rank=200, scaling="by_bits", bits_of=lambda path: 8)
 
 
 def test_the_modules_that_the_daemon_uses_leave_mlx_alone() -> None:

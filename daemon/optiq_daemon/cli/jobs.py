@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from optiq_core.train.options import rank_options
 from optiq_daemon.cli import output
 from optiq_daemon.cli.exits import EXIT_FAILED, EXIT_OK
 from optiq_daemon.cli.options import Connection, complete_job, connection_options, json_option
@@ -98,13 +99,7 @@ def watch(job: str, connection: Connection, as_json: bool) -> int:
     help="Folder with train.jsonl and optionally valid.jsonl.",
 )
 @click.option("--rank", type=int, default=0, help="Rank [8].")
-@click.option(
-    "--rank-scaling",
-    type=click.Choice(["by_bits", "constant"]),
-    default="by_bits",
-    show_default=True,
-    help="by_bits gives modules that the base keeps at more bits a higher rank.",
-)
+@rank_options
 @click.option("--scale", type=float, default=0.0, help="Factor on the low-rank product [20].")
 @click.option("--dropout", type=float, default=0.0, help="Dropout on the adapter's input [0].")
 @click.option("--target-modules", default="", help="Comma-separated [q_proj,v_proj].")

@@ -25,47 +25,51 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoptiq_protos/v1/training.proto\x12\x08optiq.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x03\n\x0eTrainingConfig\x12\x11\n\tdata_path\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12+\n\x0crank_scaling\x18\x03 \x01(\x0e\x32\x15.optiq.v1.RankScaling\x12\r\n\x05scale\x18\x04 \x01(\x01\x12\x0f\n\x07\x64ropout\x18\x05 \x01(\x01\x12\x16\n\x0etarget_modules\x18\x06 \x03(\t\x12\x12\n\nnum_layers\x18\x07 \x01(\x05\x12\r\n\x05iters\x18\x08 \x01(\x05\x12\x12\n\nbatch_size\x18\t \x01(\x05\x12\x15\n\rlearning_rate\x18\n \x01(\x01\x12\x16\n\x0emax_seq_length\x18\x0b \x01(\x05\x12\x18\n\x0bmask_prompt\x18\x0c \x01(\x08H\x00\x88\x01\x01\x12\x0c\n\x04seed\x18\r \x01(\x04\x12\x18\n\x10steps_per_report\x18\x0e \x01(\x05\x12\x16\n\x0esteps_per_eval\x18\x0f \x01(\x05\x12\x1c\n\x14steps_per_checkpoint\x18\x10 \x01(\x05\x12\x17\n\x0fgrad_checkpoint\x18\x11 \x01(\x08\x42\x0e\n\x0c_mask_prompt\"\xec\x01\n\x10TrainingProgress\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x05\x12\x12\n\ntrain_loss\x18\x03 \x01(\x01\x12\x17\n\nvalid_loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\x12\x16\n\x0etrained_tokens\x18\x06 \x01(\x03\x12\x14\n\x0cseconds_left\x18\x07 \x01(\x01\x12\x19\n\x11peak_memory_bytes\x18\x08 \x01(\x03\x12\x15\n\rlearning_rate\x18\t \x01(\x01\x42\r\n\x0b_valid_loss\"\x87\x03\n\x0bTrainingJob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.optiq.v1.JobState\x12\x14\n\x0cstate_reason\x18\x03 \x01(\t\x12\x12\n\nadapter_id\x18\x04 \x01(\t\x12(\n\x06\x63onfig\x18\x05 \x01(\x0b\x32\x18.optiq.v1.TrainingConfig\x12,\n\x08progress\x18\x06 \x01(\x0b\x32\x1a.optiq.v1.TrainingProgress\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\n \x01(\t\x12\x10\n\x08\x61ttempts\x18\x0b \x01(\x05\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\"|\n\x18\x43reateTrainingJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nadapter_id\x18\x02 \x01(\t\x12(\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x18.optiq.v1.TrainingConfig\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"?\n\x19\x43reateTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\"%\n\x15GetTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x16GetTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\"P\n\x17ListTrainingJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x18ListTrainingJobsResponse\x12#\n\x04jobs\x18\x01 \x03(\x0b\x32\x15.optiq.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18\x43\x61ncelTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x19\x43\x61ncelTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\"(\n\x18\x44\x65leteTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1b\n\x19\x44\x65leteTrainingJobResponse\"\'\n\x17WatchTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"l\n\x18WatchTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\x12,\n\x08progress\x18\x02 \x01(\x0b\x32\x1a.optiq.v1.TrainingProgress*\xf6\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x16\n\x12JOB_STATE_PLANNING\x10\x02\x12\x15\n\x11JOB_STATE_WAITING\x10\x03\x12\x15\n\x11JOB_STATE_RUNNING\x10\x04\x12\x14\n\x10JOB_STATE_PAUSED\x10\x05\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x06\x12\x14\n\x10JOB_STATE_FAILED\x10\x07\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x08\x12\x15\n\x11JOB_STATE_REFUSED\x10\t*`\n\x0bRankScaling\x12\x1c\n\x18RANK_SCALING_UNSPECIFIED\x10\x00\x12\x19\n\x15RANK_SCALING_CONSTANT\x10\x01\x12\x18\n\x14RANK_SCALING_BY_BITS\x10\x02\x32\xb8\x04\n\x0fTrainingService\x12\\\n\x11\x43reateTrainingJob\x12\".optiq.v1.CreateTrainingJobRequest\x1a#.optiq.v1.CreateTrainingJobResponse\x12S\n\x0eGetTrainingJob\x12\x1f.optiq.v1.GetTrainingJobRequest\x1a .optiq.v1.GetTrainingJobResponse\x12Y\n\x10ListTrainingJobs\x12!.optiq.v1.ListTrainingJobsRequest\x1a\".optiq.v1.ListTrainingJobsResponse\x12\\\n\x11\x43\x61ncelTrainingJob\x12\".optiq.v1.CancelTrainingJobRequest\x1a#.optiq.v1.CancelTrainingJobResponse\x12\\\n\x11\x44\x65leteTrainingJob\x12\".optiq.v1.DeleteTrainingJobRequest\x1a#.optiq.v1.DeleteTrainingJobResponse\x12[\n\x10WatchTrainingJob\x12!.optiq.v1.WatchTrainingJobRequest\x1a\".optiq.v1.WatchTrainingJobResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoptiq_protos/v1/training.proto\x12\x08optiq.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x04\n\x0eTrainingConfig\x12\x11\n\tdata_path\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12+\n\x0crank_scaling\x18\x03 \x01(\x0e\x32\x15.optiq.v1.RankScaling\x12\r\n\x05scale\x18\x04 \x01(\x01\x12\x0f\n\x07\x64ropout\x18\x05 \x01(\x01\x12\x16\n\x0etarget_modules\x18\x06 \x03(\t\x12\x12\n\nnum_layers\x18\x07 \x01(\x05\x12\r\n\x05iters\x18\x08 \x01(\x05\x12\x12\n\nbatch_size\x18\t \x01(\x05\x12\x15\n\rlearning_rate\x18\n \x01(\x01\x12\x16\n\x0emax_seq_length\x18\x0b \x01(\x05\x12\x18\n\x0bmask_prompt\x18\x0c \x01(\x08H\x00\x88\x01\x01\x12\x0c\n\x04seed\x18\r \x01(\x04\x12\x18\n\x10steps_per_report\x18\x0e \x01(\x05\x12\x16\n\x0esteps_per_eval\x18\x0f \x01(\x05\x12\x1c\n\x14steps_per_checkpoint\x18\x10 \x01(\x05\x12\x17\n\x0fgrad_checkpoint\x18\x11 \x01(\x08\x12?\n\x0crank_pattern\x18\x12 \x03(\x0b\x32).optiq.v1.TrainingConfig.RankPatternEntry\x12\x13\n\x0b\x62udget_like\x18\x13 \x01(\t\x1a\x32\n\x10RankPatternEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x42\x0e\n\x0c_mask_prompt\"\xec\x01\n\x10TrainingProgress\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x05\x12\x12\n\ntrain_loss\x18\x03 \x01(\x01\x12\x17\n\nvalid_loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\x12\x16\n\x0etrained_tokens\x18\x06 \x01(\x03\x12\x14\n\x0cseconds_left\x18\x07 \x01(\x01\x12\x19\n\x11peak_memory_bytes\x18\x08 \x01(\x03\x12\x15\n\rlearning_rate\x18\t \x01(\x01\x42\r\n\x0b_valid_loss\"\x87\x03\n\x0bTrainingJob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.optiq.v1.JobState\x12\x14\n\x0cstate_reason\x18\x03 \x01(\t\x12\x12\n\nadapter_id\x18\x04 \x01(\t\x12(\n\x06\x63onfig\x18\x05 \x01(\x0b\x32\x18.optiq.v1.TrainingConfig\x12,\n\x08progress\x18\x06 \x01(\x0b\x32\x1a.optiq.v1.TrainingProgress\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\n \x01(\t\x12\x10\n\x08\x61ttempts\x18\x0b \x01(\x05\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\"|\n\x18\x43reateTrainingJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nadapter_id\x18\x02 \x01(\t\x12(\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x18.optiq.v1.TrainingConfig\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"?\n\x19\x43reateTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\"%\n\x15GetTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x16GetTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\"P\n\x17ListTrainingJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x18ListTrainingJobsResponse\x12#\n\x04jobs\x18\x01 \x03(\x0b\x32\x15.optiq.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18\x43\x61ncelTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x19\x43\x61ncelTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\"(\n\x18\x44\x65leteTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1b\n\x19\x44\x65leteTrainingJobResponse\"\'\n\x17WatchTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"l\n\x18WatchTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\x12,\n\x08progress\x18\x02 \x01(\x0b\x32\x1a.optiq.v1.TrainingProgress*\xf6\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x16\n\x12JOB_STATE_PLANNING\x10\x02\x12\x15\n\x11JOB_STATE_WAITING\x10\x03\x12\x15\n\x11JOB_STATE_RUNNING\x10\x04\x12\x14\n\x10JOB_STATE_PAUSED\x10\x05\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x06\x12\x14\n\x10JOB_STATE_FAILED\x10\x07\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x08\x12\x15\n\x11JOB_STATE_REFUSED\x10\t*\xf8\x01\n\x0bRankScaling\x12\x1c\n\x18RANK_SCALING_UNSPECIFIED\x10\x00\x12\x19\n\x15RANK_SCALING_CONSTANT\x10\x01\x12\x18\n\x14RANK_SCALING_BY_BITS\x10\x02\x12\x16\n\x12RANK_SCALING_BY_KL\x10\x03\x12\x17\n\x13RANK_SCALING_LINEAR\x10\x04\x12\x1a\n\x16RANK_SCALING_ATTENTION\x10\x05\x12\x14\n\x10RANK_SCALING_FFN\x10\x06\x12\x19\n\x15RANK_SCALING_GRADIENT\x10\x07\x12\x18\n\x14RANK_SCALING_PATTERN\x10\x08\x32\xb8\x04\n\x0fTrainingService\x12\\\n\x11\x43reateTrainingJob\x12\".optiq.v1.CreateTrainingJobRequest\x1a#.optiq.v1.CreateTrainingJobResponse\x12S\n\x0eGetTrainingJob\x12\x1f.optiq.v1.GetTrainingJobRequest\x1a .optiq.v1.GetTrainingJobResponse\x12Y\n\x10ListTrainingJobs\x12!.optiq.v1.ListTrainingJobsRequest\x1a\".optiq.v1.ListTrainingJobsResponse\x12\\\n\x11\x43\x61ncelTrainingJob\x12\".optiq.v1.CancelTrainingJobRequest\x1a#.optiq.v1.CancelTrainingJobResponse\x12\\\n\x11\x44\x65leteTrainingJob\x12\".optiq.v1.DeleteTrainingJobRequest\x1a#.optiq.v1.DeleteTrainingJobResponse\x12[\n\x10WatchTrainingJob\x12!.optiq.v1.WatchTrainingJobRequest\x1a\".optiq.v1.WatchTrainingJobResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'optiq_protos.v1.training_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBSTATE']._serialized_start=1920
-  _globals['_JOBSTATE']._serialized_end=2166
-  _globals['_RANKSCALING']._serialized_start=2168
-  _globals['_RANKSCALING']._serialized_end=2264
+  _globals['_TRAININGCONFIG_RANKPATTERNENTRY']._loaded_options = None
+  _globals['_TRAININGCONFIG_RANKPATTERNENTRY']._serialized_options = b'8\001'
+  _globals['_JOBSTATE']._serialized_start=2058
+  _globals['_JOBSTATE']._serialized_end=2304
+  _globals['_RANKSCALING']._serialized_start=2307
+  _globals['_RANKSCALING']._serialized_end=2555
   _globals['_TRAININGCONFIG']._serialized_start=78
-  _globals['_TRAININGCONFIG']._serialized_end=491
-  _globals['_TRAININGPROGRESS']._serialized_start=494
-  _globals['_TRAININGPROGRESS']._serialized_end=730
-  _globals['_TRAININGJOB']._serialized_start=733
-  _globals['_TRAININGJOB']._serialized_end=1124
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=1126
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=1250
-  _globals['_CREATETRAININGJOBRESPONSE']._serialized_start=1252
-  _globals['_CREATETRAININGJOBRESPONSE']._serialized_end=1315
-  _globals['_GETTRAININGJOBREQUEST']._serialized_start=1317
-  _globals['_GETTRAININGJOBREQUEST']._serialized_end=1354
-  _globals['_GETTRAININGJOBRESPONSE']._serialized_start=1356
-  _globals['_GETTRAININGJOBRESPONSE']._serialized_end=1416
-  _globals['_LISTTRAININGJOBSREQUEST']._serialized_start=1418
-  _globals['_LISTTRAININGJOBSREQUEST']._serialized_end=1498
-  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_start=1500
-  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_end=1588
-  _globals['_CANCELTRAININGJOBREQUEST']._serialized_start=1590
-  _globals['_CANCELTRAININGJOBREQUEST']._serialized_end=1630
-  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_start=1632
-  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_end=1695
-  _globals['_DELETETRAININGJOBREQUEST']._serialized_start=1697
-  _globals['_DELETETRAININGJOBREQUEST']._serialized_end=1737
-  _globals['_DELETETRAININGJOBRESPONSE']._serialized_start=1739
-  _globals['_DELETETRAININGJOBRESPONSE']._serialized_end=1766
-  _globals['_WATCHTRAININGJOBREQUEST']._serialized_start=1768
-  _globals['_WATCHTRAININGJOBREQUEST']._serialized_end=1807
-  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_start=1809
-  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_end=1917
-  _globals['_TRAININGSERVICE']._serialized_start=2267
-  _globals['_TRAININGSERVICE']._serialized_end=2835
+  _globals['_TRAININGCONFIG']._serialized_end=629
+  _globals['_TRAININGCONFIG_RANKPATTERNENTRY']._serialized_start=563
+  _globals['_TRAININGCONFIG_RANKPATTERNENTRY']._serialized_end=613
+  _globals['_TRAININGPROGRESS']._serialized_start=632
+  _globals['_TRAININGPROGRESS']._serialized_end=868
+  _globals['_TRAININGJOB']._serialized_start=871
+  _globals['_TRAININGJOB']._serialized_end=1262
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=1264
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=1388
+  _globals['_CREATETRAININGJOBRESPONSE']._serialized_start=1390
+  _globals['_CREATETRAININGJOBRESPONSE']._serialized_end=1453
+  _globals['_GETTRAININGJOBREQUEST']._serialized_start=1455
+  _globals['_GETTRAININGJOBREQUEST']._serialized_end=1492
+  _globals['_GETTRAININGJOBRESPONSE']._serialized_start=1494
+  _globals['_GETTRAININGJOBRESPONSE']._serialized_end=1554
+  _globals['_LISTTRAININGJOBSREQUEST']._serialized_start=1556
+  _globals['_LISTTRAININGJOBSREQUEST']._serialized_end=1636
+  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_start=1638
+  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_end=1726
+  _globals['_CANCELTRAININGJOBREQUEST']._serialized_start=1728
+  _globals['_CANCELTRAININGJOBREQUEST']._serialized_end=1768
+  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_start=1770
+  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_end=1833
+  _globals['_DELETETRAININGJOBREQUEST']._serialized_start=1835
+  _globals['_DELETETRAININGJOBREQUEST']._serialized_end=1875
+  _globals['_DELETETRAININGJOBRESPONSE']._serialized_start=1877
+  _globals['_DELETETRAININGJOBRESPONSE']._serialized_end=1904
+  _globals['_WATCHTRAININGJOBREQUEST']._serialized_start=1906
+  _globals['_WATCHTRAININGJOBREQUEST']._serialized_end=1945
+  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_start=1947
+  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_end=2055
+  _globals['_TRAININGSERVICE']._serialized_start=2558
+  _globals['_TRAININGSERVICE']._serialized_end=3126
 # @@protoc_insertion_point(module_scope)

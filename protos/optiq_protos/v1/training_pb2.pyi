@@ -28,6 +28,12 @@ class RankScaling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RANK_SCALING_UNSPECIFIED: _ClassVar[RankScaling]
     RANK_SCALING_CONSTANT: _ClassVar[RankScaling]
     RANK_SCALING_BY_BITS: _ClassVar[RankScaling]
+    RANK_SCALING_BY_KL: _ClassVar[RankScaling]
+    RANK_SCALING_LINEAR: _ClassVar[RankScaling]
+    RANK_SCALING_ATTENTION: _ClassVar[RankScaling]
+    RANK_SCALING_FFN: _ClassVar[RankScaling]
+    RANK_SCALING_GRADIENT: _ClassVar[RankScaling]
+    RANK_SCALING_PATTERN: _ClassVar[RankScaling]
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_QUEUED: JobState
 JOB_STATE_PLANNING: JobState
@@ -41,9 +47,22 @@ JOB_STATE_REFUSED: JobState
 RANK_SCALING_UNSPECIFIED: RankScaling
 RANK_SCALING_CONSTANT: RankScaling
 RANK_SCALING_BY_BITS: RankScaling
+RANK_SCALING_BY_KL: RankScaling
+RANK_SCALING_LINEAR: RankScaling
+RANK_SCALING_ATTENTION: RankScaling
+RANK_SCALING_FFN: RankScaling
+RANK_SCALING_GRADIENT: RankScaling
+RANK_SCALING_PATTERN: RankScaling
 
 class TrainingConfig(_message.Message):
-    __slots__ = ("data_path", "rank", "rank_scaling", "scale", "dropout", "target_modules", "num_layers", "iters", "batch_size", "learning_rate", "max_seq_length", "mask_prompt", "seed", "steps_per_report", "steps_per_eval", "steps_per_checkpoint", "grad_checkpoint")
+    __slots__ = ("data_path", "rank", "rank_scaling", "scale", "dropout", "target_modules", "num_layers", "iters", "batch_size", "learning_rate", "max_seq_length", "mask_prompt", "seed", "steps_per_report", "steps_per_eval", "steps_per_checkpoint", "grad_checkpoint", "rank_pattern", "budget_like")
+    class RankPatternEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     DATA_PATH_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     RANK_SCALING_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +80,8 @@ class TrainingConfig(_message.Message):
     STEPS_PER_EVAL_FIELD_NUMBER: _ClassVar[int]
     STEPS_PER_CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     GRAD_CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    RANK_PATTERN_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_LIKE_FIELD_NUMBER: _ClassVar[int]
     data_path: str
     rank: int
     rank_scaling: RankScaling
@@ -78,7 +99,9 @@ class TrainingConfig(_message.Message):
     steps_per_eval: int
     steps_per_checkpoint: int
     grad_checkpoint: bool
-    def __init__(self, data_path: _Optional[str] = ..., rank: _Optional[int] = ..., rank_scaling: _Optional[_Union[RankScaling, str]] = ..., scale: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., num_layers: _Optional[int] = ..., iters: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., max_seq_length: _Optional[int] = ..., mask_prompt: _Optional[bool] = ..., seed: _Optional[int] = ..., steps_per_report: _Optional[int] = ..., steps_per_eval: _Optional[int] = ..., steps_per_checkpoint: _Optional[int] = ..., grad_checkpoint: _Optional[bool] = ...) -> None: ...
+    rank_pattern: _containers.ScalarMap[str, int]
+    budget_like: str
+    def __init__(self, data_path: _Optional[str] = ..., rank: _Optional[int] = ..., rank_scaling: _Optional[_Union[RankScaling, str]] = ..., scale: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., num_layers: _Optional[int] = ..., iters: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., max_seq_length: _Optional[int] = ..., mask_prompt: _Optional[bool] = ..., seed: _Optional[int] = ..., steps_per_report: _Optional[int] = ..., steps_per_eval: _Optional[int] = ..., steps_per_checkpoint: _Optional[int] = ..., grad_checkpoint: _Optional[bool] = ..., rank_pattern: _Optional[_Mapping[str, int]] = ..., budget_like: _Optional[str] = ...) -> None: ...
 
 class TrainingProgress(_message.Message):
     __slots__ = ("step", "total_steps", "train_loss", "valid_loss", "tokens_per_second", "trained_tokens", "seconds_left", "peak_memory_bytes", "learning_rate")

@@ -1,0 +1,12 @@
+"""Names of the rank allocation schemes; apart from their rules so that command lines import nothing with them."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+RankScaling = Literal["constant", "by_bits", "by_kl", "linear", "attention", "ffn", "gradient", "pattern"]
+
+RANK_SCALINGS: tuple[RankScaling, ...] = get_args(RankScaling)
+
+# Schemes whose ranks follow from the base alone, so that another scheme can be given their budget.
+BUDGET_SCHEMES: tuple[RankScaling, ...] = ("constant", "by_bits", "by_kl", "linear", "attention", "ffn")
