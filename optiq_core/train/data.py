@@ -7,7 +7,7 @@ are exactly those of mlx-lm. Nothing at the top of this module imports MLX: the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from optiq_core.train.records import (
     read_folder,
 )
 
-__all__ = ["DataSummary", "Example", "Split", "TrainingData", "check_data", "load_data"]
+__all__ = ["DataSummary", "Example", "Split", "TrainingData", "check_data", "encode", "load_data"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,11 @@ class Example:
     @property
     def trainable(self) -> int:
         """Tokens that carry loss."""
-        return len(self.tokens) - self.start
+        return max(0, len(self.tokens) - self.start)
+
+    def cut(self, length: int) -> Example:
+        """The first ``length`` tokens."""
+        return self if len(self.tokens) <= length else Example(self.tokens[:length], self.start)
 
 
 @dataclass
@@ -89,22 +93,34 @@ def load_data(folder: str | Path, tokenizer: Any, config: TrainConfig) -> Traini
     return TrainingData(train=train, valid=valid, digest=_digest((*train.examples, *valid.examples)))
 
 
-def _tokenize(records: Iterable[Record], tokenizer: Any, config: TrainConfig, file: str) -> Split:
-    processors = _Processors(tokenizer, config.mask_prompt)
-    split = Split()
+def encode(
+    records: Iterable[Record], tokenizer: Any, *, mask_prompt: bool | None, file: str
+) -> Iterator[tuple[Record, Example]]:
+    """Each record with its tokens, uncut; an empty text has none.
+
+    Raises:
+        DataError: naming file, line and key.
+    """
+    processors = _Processors(tokenizer, mask_prompt)
     for record in records:
-        if record.format == "text" and not record.value["text"]:
-            split.dropped += 1
-            continue
         where = f"{file} line {record.line}"
+        if record.format == "text" and not record.value["text"]:
+            yield record, Example(tokens=(), start=1)
+            continue
         try:
             tokens, offset = processors.of(record, where).process(record.value)
         except DataError:
             raise
         except Exception as error:  # templates raise whatever their author wrote
             raise DataError(f"{where}: the chat template refused it ({error})") from error
-        split.cut += len(tokens) > config.max_seq_length
-        example = Example(tokens=tuple(tokens[: config.max_seq_length]), start=max(1, offset))
+        yield record, Example(tokens=tuple(tokens), start=max(1, offset))
+
+
+def _tokenize(records: Iterable[Record], tokenizer: Any, config: TrainConfig, file: str) -> Split:
+    split = Split()
+    for _, whole in encode(records, tokenizer, mask_prompt=config.mask_prompt, file=file):
+        split.cut += len(whole.tokens) > config.max_seq_length
+        example = whole.cut(config.max_seq_length)
         # An example that is all prompt after the cut has a loss of 0 over 0 tokens: NaN for the whole run.
         if example.trainable > 0:
             split.examples.append(example)

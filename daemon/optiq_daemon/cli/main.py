@@ -24,6 +24,7 @@ SUMMARIES = {
     "adapters": "List, import, load and remove adapters.",
     "jobs": "Submit, watch and cancel training jobs.",
     "lora": "Train LoRA adapters and inspect them.",
+    "data": "Check training data before training on it.",
     "bench": "Measure against a named baseline in one run.",
     "config": "Show the settings and where they come from.",
 }
