@@ -14,6 +14,9 @@ between steps: arrays are replaced, never changed, so a step that is still being
 from __future__ import annotations
 
 import contextvars
+import hashlib
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +24,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from .tensors import DeltaTensors
+from .tensors import DeltaTensors, combine
 
 _MIN_RANK = 4
 _MIN_SLOTS = 4
@@ -123,6 +126,12 @@ class BankedLinear(nn.Module):
         if stack.gain is not None:
             stack.gain = mx.pad(stack.gain, [(0, extra), (0, 0)])
 
+    def read(self, slot: int, rank: int, *, dora: bool) -> DeltaTensors:
+        """Return what a slot holds, as views of its true rank."""
+        stack = self._stack
+        gain = stack.gain[slot] if dora and stack.gain is not None else None
+        return DeltaTensors(stack.a[slot, :, :rank], stack.b[slot, :rank], gain)
+
     def stacks(self) -> list[mx.array]:
         """Return the arrays of the stacks."""
         return [t for t in (self._stack.a, self._stack.b, self._stack.gain) if t is not None]
@@ -138,8 +147,10 @@ class _Stack:
 @dataclass
 class _Loaded:
     handle: SlotHandle
-    paths: tuple[str, ...]
+    # Module path to (true rank, whether it has a gain).
+    shapes: dict[str, tuple[int, bool]]
     nbytes: int
+    parts: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass
@@ -196,17 +207,57 @@ class AdapterBank:
         mx.eval([t for path in tensors for t in self._banked[path].stacks()])
         nbytes = sum(t.nbytes for d in tensors.values() for t in (d.a, d.b, d.gain) if t is not None)
         handle = SlotHandle(slot, self._generations[slot])
-        self._loaded[key] = _Loaded(handle, tuple(tensors), nbytes)
+        shapes = {path: (d.a.shape[1], d.gain is not None) for path, d in tensors.items()}
+        self._loaded[key] = _Loaded(handle, shapes, nbytes)
         return handle
+
+    def blend(self, parts: Sequence[tuple[str, float]]) -> str:
+        """Load the weighted sum of loaded adapters as an entry of its own; a blend that is loaded is kept.
+
+        The sum is exact: ranks are concatenated, with the weight in ``b``, and DoRA's gains are added with their
+        weights. The entry owns its tensors, so its parts may be unloaded before it is.
+
+        Args:
+            parts: key and weight of each adapter; a key named twice counts with the sum of its weights.
+
+        Returns:
+            The entry's key, the same for the same parts in any order. Unload it like any other.
+
+        Raises:
+            KeyError: a part is not loaded.
+            ValueError: no parts, or a weight that is not finite.
+        """
+        weights: dict[str, float] = {}
+        for part, weight in parts:
+            weights[part] = weights.get(part, 0.0) + weight
+        if not weights or not all(math.isfinite(weight) for weight in weights.values()):
+            raise ValueError(f"a blend needs parts with finite weights, got {list(parts)}")
+        ordered = tuple(sorted(weights.items()))
+        key = "blend:" + hashlib.sha256(json.dumps(ordered).encode()).hexdigest()
+        if key not in self._loaded:
+            self.load(key, combine([(self._tensors_of(part), weight) for part, weight in ordered if weight]))
+            self._loaded[key].parts = ordered
+        return key
+
+    def parts_of(self, key: str) -> tuple[tuple[str, float], ...]:
+        """Return the keys and weights that a blend was made of, ordered by key; empty for an adapter."""
+        return self._loaded[key].parts
+
+    def _tensors_of(self, key: str) -> dict[str, DeltaTensors]:
+        loaded = self._loaded[key]
+        return {
+            path: self._banked[path].read(loaded.handle.slot, rank, dora=dora)
+            for path, (rank, dora) in loaded.shapes.items()
+        }
 
     def unload(self, key: str) -> None:
         """Free an adapter's slot; unknown keys are ignored. No row may use it any more."""
         loaded = self._loaded.pop(key, None)
         if loaded is None:
             return
-        for path in loaded.paths:
+        for path in loaded.shapes:
             self._banked[path].write(loaded.handle.slot, None)
-        mx.eval([t for path in loaded.paths for t in self._banked[path].stacks()])
+        mx.eval([t for path in loaded.shapes for t in self._banked[path].stacks()])
         # The next generation begins now, so that a stale handle fails even before the slot is reused.
         self._generations[loaded.handle.slot] += 1
         self._free.append(loaded.handle.slot)

@@ -8,6 +8,7 @@ same form with one more vector. So a per-request factor on everything that is ad
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,31 @@ def _delta(raw: dict[str, mx.array], spec: ModuleDelta, file: str, linear: nn.Mo
         b = b * factor
         gain = (factor - 1).astype(dtype)
     return DeltaTensors(mx.contiguous(a.astype(dtype)), mx.contiguous(b.astype(dtype)), gain)
+
+
+def combine(parts: Sequence[tuple[Mapping[str, DeltaTensors], float]]) -> dict[str, DeltaTensors]:
+    """Return the weighted sum of several adapters as one: what it adds is the sum of what they add.
+
+    ``sum_i w_i x A_i B_i`` is ``x A B`` with the columns of all ``A_i`` side by side and the rows of all ``w_i B_i``
+    below each other, so the ranks add up and nothing is approximated.
+
+    Args:
+        parts: tensors of an adapter by module path, and its weight.
+    """
+    by_path: dict[str, list[tuple[DeltaTensors, float]]] = {}
+    for tensors, weight in parts:
+        for path, delta in tensors.items():
+            by_path.setdefault(path, []).append((delta, weight))
+    return {path: _combine_module(deltas) for path, deltas in by_path.items()}
+
+
+def _combine_module(deltas: list[tuple[DeltaTensors, float]]) -> DeltaTensors:
+    gains = [weight * delta.gain for delta, weight in deltas if delta.gain is not None]
+    return DeltaTensors(
+        a=mx.concatenate([delta.a for delta, _ in deltas], axis=1),
+        b=mx.concatenate([weight * delta.b for delta, weight in deltas], axis=0),
+        gain=sum(gains[1:], gains[0]) if gains else None,
+    )
 
 
 def base_weight(linear: nn.Module) -> mx.array:

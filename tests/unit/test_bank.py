@@ -152,3 +152,68 @@ def test_a_mounted_folder_equals_mlx_lms_own_layer(tmp_path: Path, dora: bool, q
 def test_activation_refuses_a_name_that_is_not_mounted() -> None:
     with pytest.raises(KeyError, match="nobody"):
         AdapterActivation("nobody")
+
+
+def test_a_blend_adds_the_weighted_sum_of_its_parts() -> None:
+    model = tiny_model()
+    bank = AdapterBank(model)
+    shapes = [
+        ("lora", 3, False, "q_proj"),
+        ("dora", 5, True, ""),
+        ("wide", 33, False, "v_proj"),
+        ("dora2", 2, True, ""),
+    ]
+    for i, (key, rank, dora, targets) in enumerate(shapes):
+        load_random(bank, key, rank, 100 * i, dora=dora, targets=targets)
+    parts = [("lora", 0.5), ("dora", -0.25), ("wide", 1.5), ("dora2", 0.75)]
+    blend = bank.blend(parts)
+    module = bank._module("model.layers.1.self_attn.v_proj")
+    x = mx.array(np.random.default_rng(0).normal(size=(1, 3, 64)).astype(np.float32))
+
+    def added(key: str) -> mx.array:
+        token = active.set(bank.rows([bank.handle(key)], [1.0]))
+        try:
+            return module(x) - module.base(x)
+        finally:
+            active.reset(token)
+
+    expected = sum((w * added(k) for k, w in parts), mx.zeros((1, 3, 32)))
+    assert mx.abs(added(blend) - expected).max().item() < TOLERANCE
+    assert mx.abs(expected).max().item() > 1
+
+
+def test_a_blend_is_one_entry_for_any_order_of_its_parts_and_outlives_them() -> None:
+    model = tiny_model()
+    bank = AdapterBank(model)
+    tokens = mx.array([[3, 1, 2]])
+    load_random(bank, "a", 4, 1)
+    load_random(bank, "b", 8, 2, dora=True)
+    blend = bank.blend([("a", 0.5), ("b", 0.25)])
+    assert bank.blend([("b", 0.125), ("a", 0.5), ("b", 0.125)]) == blend
+    assert bank.blend([("a", 0.5), ("b", 0.5)]) != blend
+    assert bank.parts_of(blend) == (("a", 0.5), ("b", 0.25))
+    assert bank.parts_of("a") == ()
+    assert bank.bytes_of(blend) == bank.bytes_of("a") + bank.bytes_of("b")
+    before = logits(model, tokens, bank, [blend], [1.0])
+    bank.unload("a")
+    bank.unload("b")
+    load_random(bank, "c", 16, 3)
+    load_random(bank, "d", 16, 4)
+    assert mx.array_equal(logits(model, tokens, bank, [blend], [1.0]), before).item()
+
+
+def test_a_blend_of_one_part_equals_its_factor_and_of_none_the_base() -> None:
+    model = tiny_model()
+    bank = AdapterBank(model)
+    tokens = mx.array([[3, 1, 2]])
+    plain = model(tokens)
+    load_random(bank, "a", 4, 1, dora=True)
+    half = logits(model, tokens, bank, [bank.blend([("a", 0.5)])], [1.0])
+    assert mx.abs(half - logits(model, tokens, bank, ["a"], [0.5])).max().item() < TOLERANCE
+    assert mx.array_equal(logits(model, tokens, bank, [bank.blend([("a", 0.0)])], [1.0]), plain).item()
+    with pytest.raises(KeyError):
+        bank.blend([("a", 0.5), ("unknown", 0.5)])
+    with pytest.raises(ValueError, match="finite"):
+        bank.blend([("a", float("nan"))])
+    with pytest.raises(ValueError, match="parts"):
+        bank.blend([])
