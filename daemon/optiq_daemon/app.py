@@ -23,6 +23,7 @@ from optiq_daemon.ingest import Ingest
 from optiq_daemon.job_queue import JobQueue
 from optiq_daemon.live import LiveTable
 from optiq_daemon.names import AdapterKey
+from optiq_daemon.observers import Observed
 from optiq_daemon.registry import BaseInfo, Registry
 from optiq_daemon.states import AdapterState, EngineState
 from optiq_daemon.store import Store
@@ -54,9 +55,8 @@ class App:
         self.events = EventLog(self.store)
         self.registry = Registry(self.store, self.events, Blobs(paths.store_path(home)))
         self.live = LiveTable(settings.max_batch + settings.max_queue)
-        self.generations = Generations(
-            self.registry, self.live, lambda: self.engine.client, settings.default_max_tokens
-        )
+        generations = Generations(self.registry, self.live, lambda: self.engine.client, settings.default_max_tokens)
+        self.generations = Observed(generations.serve)
         drop = paths.adapters_path(home)
         self.ingest = Ingest(self.registry, drop, again=self._again)
         self.watcher = DropWatcher(

@@ -40,6 +40,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     home: str = ""
     model: Annotated[str, msgspec.Meta(min_length=1)] = "embedded"
     address: str = ""
+    http_host: Annotated[str, msgspec.Meta(min_length=1)] = "127.0.0.1"
+    http_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     settle_ms: Annotated[int, msgspec.Meta(ge=10, le=60_000)] = 250
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
     max_queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 256
@@ -62,6 +64,8 @@ DESCRIPTIONS: dict[str, str] = {
     "model": "Base model: 'embedded', a local mlx-lm folder, a .gguf file, or a hub id.",
     "address": "Where clients connect: empty for the Unix socket in the home's run folder, "
     "unix:/path for another one, or a loopback host:port for TCP.",
+    "http_host": "Loopback address of the HTTP gateway.",
+    "http_port": "Port of the HTTP gateway (OpenAI's and Anthropic's APIs, metrics); 0 for none.",
     "settle_ms": "Milliseconds that a dropped folder must be still before it is taken.",
     "max_batch": "Most requests decoded in one step.",
     "max_queue": "Most requests waiting for a place in the batch; more are refused.",
@@ -72,6 +76,14 @@ DESCRIPTIONS: dict[str, str] = {
     "trainer_silence_s": "Seconds without a sign of life after which a trainer is killed.",
     "trainer_attempts": "Trainer processes that may die in a row without a new checkpoint.",
 }
+
+# Flags of `optiq serve` that are not named after their key.
+_FLAGS = {"http_host": "--host", "http_port": "--port"}
+
+
+def flag_of(key: str) -> str:
+    """The flag of `optiq serve` that sets `key`."""
+    return _FLAGS.get(key) or "--" + key.replace("_", "-")
 
 
 class Configuration(msgspec.Struct, frozen=True):
@@ -113,12 +125,13 @@ def load_configuration(
         if key not in DESCRIPTIONS:
             raise ConfigError(f"{key} is not a setting; settings are {', '.join(DESCRIPTIONS)}")
         if value is not None:
-            flag = "--" + key.replace("_", "-")
+            flag = flag_of(key)
             values[key] = _convert(key, value, flag, strict=False)
             origins[key] = flag
     values["home"] = str(home_path(values.get("home") or None))
     settings = msgspec.convert(values, Settings)
     _check_address(settings, origins["address"])
+    _check_http(settings, origins)
     return Configuration(settings, origins)
 
 
@@ -182,6 +195,17 @@ def _check_address(settings: Settings, origin: str) -> None:
         raise ConfigError(
             f"{where}: other machines could reach it, and this version has neither TLS nor tokens; "
             "use a loopback address such as 127.0.0.1, [::1] or localhost, or the Unix socket"
+        )
+
+
+def _check_http(settings: Settings, origins: Mapping[str, str]) -> None:
+    where = f"{origins['http_host']}: http_host {settings.http_host!r}"
+    if not settings.http_port and origins["http_host"] != "default":
+        raise ConfigError(f"{where}: the HTTP gateway has no port; add one, for example --port 8080")
+    if not _is_loopback(settings.http_host):
+        raise ConfigError(
+            f"{where}: other machines could reach it, and this version has neither TLS nor tokens; "
+            "use a loopback address such as 127.0.0.1, ::1 or localhost"
         )
 
 

@@ -27,6 +27,7 @@ from optiq_client import paths
 from optiq_core.errors import OptiqError
 from optiq_daemon.app import App
 from optiq_daemon.config import ConfigError, Configuration, Settings, bind_address
+from optiq_daemon.gateway.server import HttpServer
 from optiq_daemon.interceptor import MAX_REQUEST_BYTES, ErrorInterceptor
 from optiq_daemon.names import AdapterKey
 from optiq_daemon.services.adapters import AdapterService
@@ -123,11 +124,15 @@ async def _serve(settings: Settings, mounts: dict[AdapterKey, Path]) -> str:
     health = health_aio.HealthServicer()
     server = _server(app, health)
     address = _bind(server, settings)
+    http = HttpServer(app, settings) if settings.http_port else None
     failure = ""
     try:
         await _set_health(health, EngineState.STARTING)
         await app.start()
         await server.start()
+        if http is not None:
+            http.start()
+            log.info("HTTP on %s", http.url)
         log.info("listening on %s, home %s, model %s", address, settings.home, settings.model)
         follow = asyncio.create_task(_follow_engine(app, health), name="health")
         stop = asyncio.create_task(stopping.wait(), name="signals")
@@ -139,6 +144,8 @@ async def _serve(settings: Settings, mounts: dict[AdapterKey, Path]) -> str:
         await health.enter_graceful_shutdown()
         await _drain(app, settings.drain_seconds, stopping)
     finally:
+        if http is not None:
+            await http.close()
         await server.stop(CLOSE_GRACE_S)
         await app.close()
     log.info("stopped")
@@ -161,7 +168,7 @@ def _server(app: App, health: health_aio.HealthServicer) -> Any:
     add: list[tuple[Any, Any]] = [
         (
             generation_pb2_grpc.add_GenerationServiceServicer_to_server,
-            GenerationService(app.generations),
+            GenerationService(app.generations.serve),
         ),
         (adapter_pb2_grpc.add_AdapterServiceServicer_to_server, AdapterService(app.registry, app.ingest)),
         (training_pb2_grpc.add_TrainingServiceServicer_to_server, TrainingService(app.jobs, app.store)),

@@ -26,7 +26,7 @@ class Daemon:
     def __init__(self, *options: str) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="optiq-"))
         self.drop = self.home / "adapters" / "default"
-        self._options = options
+        self.options = options
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, wait: bool = True) -> Client:
@@ -35,7 +35,7 @@ class Daemon:
         environment["OPTIQ_CONFIG"] = str(self.home / "config.toml")
         with (self.home / "output.log").open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "optiq_daemon", "serve", "--home", str(self.home), *self._options],
+                [sys.executable, "-m", "optiq_daemon", "serve", "--home", str(self.home), *self.options],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -8,10 +8,14 @@ from typing import Any
 
 import click
 
+from optiq_daemon.config import flag_of
+
 _OPTIONS: tuple[tuple[str, str, type, str], ...] = (
     ("model", "MODEL", str, "Base: 'embedded' (SmolLM2-135M), an mlx-lm folder, a .gguf file, or a hub id."),
     ("home", "DIR", str, "Folder of this daemon: sockets, drop folder, store, jobs, logs. One daemon per home."),
     ("address", "ADDR", str, "Also listen here: unix:/path, or a loopback host:port for gRPC over TCP (not HTTP)."),
+    ("http-host", "HOST", str, "Loopback address of the HTTP gateway [127.0.0.1]."),
+    ("http-port", "PORT", int, "Also serve HTTP here: OpenAI's and Anthropic's APIs, /metrics, /healthz."),
     ("settle-ms", "MS", int, "Milliseconds that a dropped folder must be still before it is taken."),
     ("max-batch", "N", int, "Most requests decoded in one step; more rows, more tokens per second and memory."),
     ("max-queue", "N", int, "Most requests waiting for a place in the batch; more get RESOURCE_EXHAUSTED."),
@@ -24,7 +28,8 @@ _OPTIONS: tuple[tuple[str, str, type, str], ...] = (
 
 def _daemon_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, metavar, kind, text in reversed(_OPTIONS):
-        command = click.option(f"--{name}", metavar=metavar, type=kind, default=None, help=text)(command)
+        key = name.replace("-", "_")
+        command = click.option(flag_of(key), key, metavar=metavar, type=kind, default=None, help=text)(command)
     return click.option(
         "--adapter",
         "adapters",
@@ -37,7 +42,8 @@ def _daemon_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(
     epilog="\b\nEvery option is also a setting: OPTIQ_MAX_BATCH=32, or max_batch = 32 in config.toml\n"
     "('optiq config show --origin' says where each value comes from).\n\n"
-    "\b\nExamples:\n  optiq serve\n  optiq serve --model ./my-base --adapter ./my-adapter\n"
+    "\b\nExamples:\n  optiq serve\n  optiq serve --host 127.0.0.1 --port 8080\n"
+    "  optiq serve --model ./my-base --adapter ./my-adapter\n"
     "  optiq serve --model mlx-community/SmolLM2-135M-Instruct --adapter roman=./runs/17/adapter\n"
     "  cp -r ./my-adapter ~/.local/share/optiq/adapters/default/mine   # installs while it runs"
 )
@@ -81,7 +87,7 @@ def start(adapters: tuple[str, ...], wait_s: float, **flags: Any) -> None:
     try:
         settings = load_configuration(flags).settings
         _mounts(adapters)
-        arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items() if value is not None]
+        arguments = [f"{flag_of(key)}={value}" for key, value in flags.items() if value is not None]
         arguments += [f"--adapter={_absolute(adapter)}" for adapter in adapters]
         click.echo(f"starting a daemon for {settings.home} (log: {settings.home}/logs/daemon.log)", err=True)
         pid = wait_until_serving(settings, spawn(settings, arguments), wait_s)

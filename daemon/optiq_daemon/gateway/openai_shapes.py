@@ -1,0 +1,179 @@
+"""Answers in OpenAI's shapes, streamed and whole."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from optiq_daemon.gateway.answers import data
+from optiq_daemon.gateway.choices import Choice, Update
+from optiq_daemon.gateway.problems import Problem
+from optiq_protos.v1 import generation_pb2 as pb
+
+_DONE = b"data: [DONE]\n\n"
+
+
+class OpenAIShape:
+    """What chat and text completions share.
+
+    Args:
+        model: as the caller named it.
+        usage: whether a stream ends with the usage.
+        count: how many choices there are.
+    """
+
+    prefix = ""
+    whole_object = ""
+    chunk_object = ""
+
+    def __init__(self, model: str, *, usage: bool = False, count: int = 1) -> None:
+        self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        self._usage = usage
+        self._choices = [Choice() for _ in range(count)]
+
+    def problem(self, problem: Problem) -> dict[str, Any]:
+        """An error's body."""
+        return problem.openai()
+
+    def whole(self, choices: list[Choice]) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        return {
+            **self._head,
+            "object": self.whole_object,
+            "system_fingerprint": _fingerprint(choices),
+            "choices": [
+                {"index": index, **self.said("".join(choice.text)), "logprobs": None, "finish_reason": _reason(choice)}
+                for index, choice in enumerate(choices)
+            ],
+            "usage": usage_of(choices),
+        }
+
+    def begin(self) -> bytes:
+        """Nothing: the first chunk comes with a choice's start."""
+        return b""
+
+    def take(self, update: Update) -> bytes:
+        """A choice's start, its text, or its end."""
+        index, response = update
+        kind = response.WhichOneof("event")
+        choice = self._choices[index]
+        if kind == "chunk":
+            return self._chunk(index, self.added(response.chunk.text)) if response.chunk.text else b""
+        choice.take(response)
+        if kind == "started":
+            return self._chunk(index, self.opened())
+        if kind == "finished":
+            return self._chunk(index, self.closed(), _reason(choice))
+        return b""
+
+    def end(self) -> bytes:
+        """The usage, if it was asked for, and the mark of the end."""
+        if not self._usage:
+            return _DONE
+        last = {**self._stamp(), "choices": [], "usage": usage_of(self._choices)}
+        return data(last) + _DONE
+
+    def broken(self, problem: Problem) -> bytes:
+        """An error in the stream: OpenAI's clients raise on it."""
+        return data(problem.openai())
+
+    def said(self, text: str) -> dict[str, Any]:
+        """A choice's whole text."""
+        raise NotImplementedError
+
+    def opened(self) -> dict[str, Any]:
+        """What a choice's first chunk holds."""
+        raise NotImplementedError
+
+    def added(self, text: str) -> dict[str, Any]:
+        """What a chunk of text holds."""
+        raise NotImplementedError
+
+    def closed(self) -> dict[str, Any]:
+        """What a choice's last chunk holds."""
+        raise NotImplementedError
+
+    def _chunk(self, index: int, content: dict[str, Any], reason: str | None = None) -> bytes:
+        choice = {"index": index, **content, "logprobs": None, "finish_reason": reason}
+        body: dict[str, Any] = {**self._stamp(), "choices": [choice]}
+        if self._usage:
+            body["usage"] = None
+        return data(body)
+
+    def _stamp(self) -> dict[str, Any]:
+        return {**self._head, "object": self.chunk_object, "system_fingerprint": _fingerprint(self._choices)}
+
+
+class ChatShape(OpenAIShape):
+    """`chat.completion`."""
+
+    prefix = "chatcmpl"
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def said(self, text: str) -> dict[str, Any]:
+        """A message."""
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def opened(self) -> dict[str, Any]:
+        """The role."""
+        return {"delta": {"role": "assistant", "content": ""}}
+
+    def added(self, text: str) -> dict[str, Any]:
+        """Text."""
+        return {"delta": {"content": text}}
+
+    def closed(self) -> dict[str, Any]:
+        """Nothing more."""
+        return {"delta": {}}
+
+
+class TextShape(OpenAIShape):
+    """`text_completion`."""
+
+    prefix = "cmpl"
+    whole_object = "text_completion"
+    chunk_object = "text_completion"
+
+    def said(self, text: str) -> dict[str, Any]:
+        """Text."""
+        return {"text": text}
+
+    def opened(self) -> dict[str, Any]:
+        """No text yet."""
+        return {"text": ""}
+
+    def added(self, text: str) -> dict[str, Any]:
+        """Text."""
+        return {"text": text}
+
+    def closed(self) -> dict[str, Any]:
+        """Nothing more."""
+        return {"text": ""}
+
+
+def usage_of(choices: Iterable[Choice]) -> dict[str, Any]:
+    """Tokens of all choices together; a prompt counts for each choice that it was processed for."""
+    usages = [choice.finished.usage for choice in choices if choice.finished is not None]
+    prompt, completion = sum(u.prompt_tokens for u in usages), sum(u.completion_tokens for u in usages)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(u.cached_tokens for u in usages)},
+    }
+
+
+def _fingerprint(choices: Iterable[Choice]) -> str | None:
+    """The version that serves: the beginning of the adapter's digest, or `base`."""
+    for choice in choices:
+        if choice.started is not None:
+            return f"optiq-{choice.started.adapter_digest[:16] or 'base'}"
+    return None
+
+
+def _reason(choice: Choice) -> str:
+    finished = choice.finished
+    return "length" if finished is not None and finished.reason == pb.FINISH_REASON_LENGTH else "stop"

@@ -1,0 +1,307 @@
+"""The HTTP gateway, called by OpenAI's and Anthropic's own clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import anthropic
+import httpx2 as httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import optiq_core
+from optiq_client import AdapterState, Client
+from tests.integration.conftest import Daemon, eventually
+
+BASE = "optiq/embedded"
+PIRATE = Path(optiq_core.__file__).parent / "experiments" / "ready" / "pirate"
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+# Long enough to be interrupted.
+STORY = [{"role": "user", "content": "Tell me a very long story."}]
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Daemon]:
+    """A daemon with two rows, the gateway, and one adapter."""
+    options = ("--max-batch", "2", "--max-queue", "2", "--default-max-tokens", "6", "--port", str(free_port()))
+    daemon = Daemon(*options, "--adapter", str(PIRATE))
+    try:
+        with daemon.start() as client:
+            assert eventually(lambda: client.adapters.get("pirate").state is AdapterState.RESIDENT)
+        yield daemon
+        assert daemon.stop() == 0, daemon.output()
+    finally:
+        daemon.remove()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def url(gateway: Daemon) -> str:
+    return f"http://127.0.0.1:{gateway.options[gateway.options.index('--port') + 1]}"
+
+
+@pytest.fixture
+def grpc_client(gateway: Daemon) -> Iterator[Client]:
+    with Client(home=gateway.home) as client:
+        yield client
+
+
+@pytest.fixture
+def gpt(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def claude(url: str) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_models_are_the_base_and_the_adapters(gpt: openai.OpenAI, claude: anthropic.Anthropic) -> None:
+    assert [model.id for model in gpt.models.list()] == [BASE, "pirate"]
+    assert gpt.models.retrieve("pirate").owned_by == "tenants/default"
+    assert gpt.models.retrieve(BASE).id == BASE
+    assert [model.id for model in claude.models.list()] == [BASE, "pirate"]
+    with pytest.raises(openai.NotFoundError):
+        gpt.models.retrieve("absent")
+
+
+def test_chat_is_what_grpc_answers(gpt: openai.OpenAI, grpc_client: Client) -> None:
+    for model, adapter in ((BASE, ""), ("pirate", "pirate")):
+        expected = grpc_client.generate(QUESTION[0]["content"], adapter=adapter)
+        expected.read()
+        answer = gpt.chat.completions.create(model=model, messages=QUESTION)
+        assert answer.choices[0].message.content == expected.text
+        assert answer.choices[0].finish_reason == ("length" if expected.finished.reason == "LENGTH" else "stop")
+        assert answer.usage.prompt_tokens == expected.finished.usage.prompt_tokens
+        assert answer.usage.completion_tokens == expected.finished.usage.completion_tokens
+        assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_a_stream_says_what_the_whole_says(gpt: openai.OpenAI) -> None:
+    whole = gpt.chat.completions.create(model="pirate", messages=QUESTION)
+    options = {"include_usage": True}
+    chunks = list(gpt.chat.completions.create(model="pirate", messages=QUESTION, stream=True, stream_options=options))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == whole.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in chunks[:-1] if c.choices[0].finish_reason] == ["length"]
+    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    assert len({chunk.id for chunk in chunks}) == 1
+    plain = list(gpt.chat.completions.create(model="pirate", messages=QUESTION, stream=True))
+    assert all(chunk.choices and chunk.usage is None for chunk in plain)
+
+
+def test_several_choices_draw_from_seeds_of_their_own(gpt: openai.OpenAI) -> None:
+    def ask(stream: bool) -> list[str]:
+        options = {"n": 2, "seed": 7, "temperature": 1.5, "extra_body": {"top_k": 100, "min_p": 0.001}}
+        answer = gpt.chat.completions.create(model=BASE, messages=QUESTION, stream=stream, **options)
+        if not stream:
+            return [choice.message.content for choice in answer.choices]
+        texts = ["", ""]
+        for chunk in answer:
+            texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+        return texts
+
+    texts = ask(stream=False)
+    assert texts[0] != texts[1]
+    assert ask(stream=False) == texts == ask(stream=True)
+
+
+def test_text_completions(gpt: openai.OpenAI) -> None:
+    both = gpt.completions.create(model=BASE, prompt=["The capital of France is", "1, 2, 3,"], max_tokens=3)
+    assert [choice.index for choice in both.choices] == [0, 1] and "Paris" in both.choices[0].text
+    one = gpt.completions.create(model=BASE, prompt="1, 2, 3,", max_tokens=3, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in one) == both.choices[1].text
+    tokens = gpt.completions.create(model=BASE, prompt=[33, 28, 216], max_tokens=2)
+    assert tokens.usage.prompt_tokens == 3 and tokens.usage.completion_tokens == 2
+
+
+def test_stop_strings_and_limits(gpt: openai.OpenAI) -> None:
+    free = gpt.completions.create(model=BASE, prompt="1, 2, 3,", max_tokens=8).choices[0]
+    stop = free.text[4:6]
+    held = gpt.completions.create(model=BASE, prompt="1, 2, 3,", max_tokens=8, stop=[stop, "never"]).choices[0]
+    assert held.text == free.text[: free.text.index(stop)] and held.finish_reason == "stop"
+    short = gpt.chat.completions.create(model=BASE, messages=QUESTION, max_completion_tokens=1)
+    assert short.usage.completion_tokens == 1 and short.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": "many"}, "max_tokens"),
+        ({"n": 1000}, "n"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": "word " * 20_000}]}, "messages"),
+        ({"stop": [""]}, "stop[0]"),
+        ({"model": "../escape"}, "model"),
+        ({"model": ""}, "model"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"logprobs": True}, "logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"extra_body": {"temprature": 1}}, "temprature"),
+        ({"extra_body": {"adapter_scale": 1e9}}, "adapter_scale"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_wrong_field_is_named(gpt: openai.OpenAI, fields: dict, param: str, stream: bool) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        gpt.chat.completions.create(**{"model": BASE, "messages": QUESTION, "stream": stream, **fields})
+    assert caught.value.param == param
+    assert caught.value.type == "invalid_request_error" and param in caught.value.message
+
+
+def test_an_unknown_model_is_not_the_base(gpt: openai.OpenAI) -> None:
+    for name in ("absent", "embedded", "gpt-4"):
+        with pytest.raises(openai.NotFoundError) as caught:
+            gpt.chat.completions.create(model=name, messages=QUESTION)
+        assert caught.value.code == "model_not_found" and caught.value.param == "model"
+
+
+def test_messages(claude: anthropic.Anthropic, gpt: openai.OpenAI) -> None:
+    system = "You answer in one word."
+    expected = gpt.chat.completions.create(
+        model="pirate", messages=[{"role": "system", "content": system}, *QUESTION], max_tokens=6
+    )
+    answer = claude.messages.create(model="pirate", max_tokens=6, system=system, messages=QUESTION)
+    assert answer.content[0].text == expected.choices[0].message.content
+    assert answer.stop_reason == "max_tokens" and answer.role == "assistant"
+    usage = answer.usage
+    assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == expected.usage.prompt_tokens
+    assert usage.output_tokens == 6
+    parts = [{"role": "user", "content": [{"type": "text", "text": QUESTION[0]["content"]}]}]
+    with claude.messages.stream(model="pirate", max_tokens=6, system=system, messages=parts) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert text == answer.content[0].text == final.content[0].text
+    assert final.stop_reason == "max_tokens" and final.usage.output_tokens == 6
+    first = text[:2]
+    stopped = claude.messages.create(
+        model="pirate", max_tokens=6, system=system, messages=QUESTION, stop_sequences=[first]
+    )
+    assert stopped.stop_reason == "stop_sequence" and stopped.stop_sequence == first
+
+
+def test_errors_of_messages(claude: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError) as absent:
+        claude.messages.create(model="absent", max_tokens=6, messages=QUESTION)
+    assert absent.value.body["error"]["type"] == "not_found_error"
+    with pytest.raises(anthropic.BadRequestError, match="tools"):
+        tools = [{"name": "f", "input_schema": {"type": "object"}}]
+        claude.messages.create(model=BASE, max_tokens=6, messages=QUESTION, tools=tools)
+    with pytest.raises(anthropic.BadRequestError, match=r"messages\[0\].role"):
+        claude.messages.create(model=BASE, max_tokens=6, messages=[{"role": "boss", "content": "x"}])
+
+
+def test_leaving_frees_the_row(gpt: openai.OpenAI, url: str, grpc_client: Client) -> None:
+    """Closing a stream, and closing a connection that waits for a whole answer."""
+    stream = gpt.chat.completions.create(model=BASE, messages=STORY, max_tokens=4000, stream=True)
+    for chunk in stream:
+        if chunk.choices[0].delta.content:
+            break
+    assert len(grpc_client.runtime.status().requests) == 1
+    stream.close()
+    assert eventually(lambda: free(grpc_client), 10)
+    body = {"model": BASE, "messages": STORY, "max_tokens": 4000}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/v1/chat/completions", json=body, timeout=1)
+    assert eventually(lambda: free(grpc_client), 10)
+
+
+def free(client: Client) -> bool:
+    status = client.runtime.status()
+    return not status.requests and status.engine.active_rows == 0
+
+
+async def test_a_full_queue_says_when_to_come_back(url: str, grpc_client: Client) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+
+        async def ask() -> None:
+            await client.chat.completions.create(model=BASE, messages=STORY, max_tokens=4000)
+
+        asked = [asyncio.create_task(ask()) for _ in range(4)]
+        everyone = lambda: len(grpc_client.runtime.status().requests) == 4  # noqa: E731
+        assert await asyncio.to_thread(eventually, everyone)
+        with pytest.raises(openai.RateLimitError) as caught:
+            await client.chat.completions.create(model=BASE, messages=QUESTION)
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    assert await asyncio.to_thread(eventually, lambda: free(grpc_client), 10)
+
+
+def test_many_streams_at_once_keep_to_their_adapters(url: str, gpt: openai.OpenAI) -> None:
+    models = [BASE, "pirate"] * 2
+    alone = {m: gpt.chat.completions.create(model=m, messages=QUESTION).choices[0].message.content for m in models}
+    assert alone[BASE] != alone["pirate"]
+
+    async def ask() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+
+            async def one(model: str) -> str:
+                stream = await client.chat.completions.create(model=model, messages=QUESTION, stream=True)
+                return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+            return await asyncio.gather(*(one(model) for model in models))
+
+    assert asyncio.run(ask()) == [alone[model] for model in models]
+
+
+def test_health_and_metrics(url: str, gpt: openai.OpenAI) -> None:
+    def read() -> dict[tuple[str, str], float]:
+        page = httpx.get(f"{url}/metrics").text
+        return {
+            (sample.name, sample.labels.get("adapter", "") + sample.labels.get("code", "")): sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+        }
+
+    assert httpx.get(f"{url}/healthz").json() == {"status": "ok", "engine": "serving"}
+    gpt.chat.completions.create(model="pirate", messages=QUESTION)
+    before = read()
+    gpt.chat.completions.create(model="pirate", messages=QUESTION)
+    with pytest.raises(openai.NotFoundError):
+        gpt.chat.completions.create(model="made-up-name", messages=QUESTION)
+    after = read()
+    assert after["optiq_requests_total", "pirateOK"] == before["optiq_requests_total", "pirateOK"] + 1
+    assert after["optiq_completion_tokens_total", "pirate"] == before["optiq_completion_tokens_total", "pirate"] + 6
+    assert after["optiq_time_to_first_token_seconds_count", "pirate"] >= 2
+    assert after["optiq_engine_up", ""] == 1 and after["optiq_resident_adapters", ""] == 1
+    assert not any("made-up-name" in label for _, label in after)
+
+
+def test_what_no_client_sends(url: str) -> None:
+    chat = f"{url}/v1/chat/completions"
+    body = {"model": BASE, "messages": QUESTION}
+    assert httpx.post(chat, content=b"{").status_code == 400
+    assert httpx.post(chat, content=json.dumps(body), headers={"content-type": "text/plain"}).status_code == 400
+    assert httpx.post(chat, json=[]).json()["error"]["param"] == "body"
+    assert httpx.post(chat, json={**body, "x": "y" * 9_000_000}).status_code == 413
+    assert httpx.get(chat).status_code == 405
+    assert httpx.get(f"{url}/v2").json()["error"]["code"] == "not_served"
+    rebound = httpx.get(f"{url}/v1/models", headers={"host": "evil.example:80"})
+    assert rebound.status_code == 403 and rebound.json()["error"]["code"] == "host_not_allowed"
+
+
+def test_a_port_in_use_is_named(gateway: Daemon, url: str, another_daemon: object, tmp_path: Path) -> None:
+    second = another_daemon("--port", url.rpartition(":")[2])  # type: ignore[operator]
+    second.start(wait=False).close()
+    assert second.process.wait(60) == 1
+    assert "cannot listen on http://127.0.0.1:" in second.output()
