@@ -24,7 +24,7 @@ from optiq_daemon.job_queue import JobQueue
 from optiq_daemon.live import LiveTable
 from optiq_daemon.names import AdapterKey
 from optiq_daemon.observers import Observed
-from optiq_daemon.registry import BaseInfo, Registry
+from optiq_daemon.registry import BaseInfo, Registry, Retention
 from optiq_daemon.states import AdapterState, EngineState
 from optiq_daemon.store import Store
 from optiq_daemon.supervisor import EngineSupervisor
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 VERSION = metadata.version("optiq")
 ENGINE_MODULE = "optiq_daemon.engine_process"
 STATUS_CACHE_S = 0.1
+# Adapters are served even where the base leaves nothing by the numbers.
+SMALLEST_BUDGET = 64_000_000
 
 
 class App:
@@ -53,7 +55,8 @@ class App:
         self.start_time = time.time()
         self.store = Store(paths.database_path(home))
         self.events = EventLog(self.store)
-        self.registry = Registry(self.store, self.events, Blobs(paths.store_path(home)))
+        retention = Retention(settings.keep_versions, settings.keep_alive_s)
+        self.registry = Registry(self.store, self.events, Blobs(paths.store_path(home)), retention)
         self.live = LiveTable(settings.max_batch + settings.max_queue)
         generations = Generations(self.registry, self.live, lambda: self.engine.client, settings.default_max_tokens)
         self.generations = Observed(generations.serve)
@@ -136,7 +139,7 @@ class App:
 
     async def _engine_up(self, client: EngineClient, base: engine_pb2.GetBaseResponse) -> None:
         modules = {module.path: (module.input_dims, module.output_dims) for module in base.modules}
-        await self.registry.engine_up(client, BaseInfo(base.digest, modules))
+        await self.registry.engine_up(client, BaseInfo(base.digest, modules), self._adapter_budget(base))
         for key, source in list(self._mounts.items()):
             try:
                 await self.ingest.install(key, source)
@@ -146,6 +149,13 @@ class App:
                 self.events.append("adapter.import_failed", key.name, f"{source}: {error}")
             del self._mounts[key]
         self.ingest.base_known()
+
+    def _adapter_budget(self, base: engine_pb2.GetBaseResponse) -> int:
+        """Bytes of adapters that may be in the engine together."""
+        if self.settings.adapter_budget_mb:
+            return self.settings.adapter_budget_mb * 1_000_000
+        free = telemetry.memory_limit() - base.memory_bytes
+        return max(free // 4, SMALLEST_BUDGET)
 
     def _again(self, key: AdapterKey) -> None:
         self.watcher.touch(key)

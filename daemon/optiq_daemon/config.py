@@ -47,6 +47,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 256
     default_max_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
     reconcile_interval_s: Annotated[float, msgspec.Meta(ge=0.2, le=3600)] = 5.0
+    keep_versions: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
+    adapter_budget_mb: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 0
+    keep_alive_s: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 0.0
     log_level: LogLevel = "info"
     drain_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 20.0
     trainer_silence_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
@@ -71,6 +74,9 @@ DESCRIPTIONS: dict[str, str] = {
     "max_queue": "Most requests waiting for a place in the batch; more are refused.",
     "default_max_tokens": "Tokens to generate at most, where a request does not say.",
     "reconcile_interval_s": "Seconds between looks at the drop folder for changes that raised no event.",
+    "keep_versions": "Versions that each adapter name keeps for rollback, the served one included.",
+    "adapter_budget_mb": "Megabytes (1e6) of adapters in the engine at a time; 0: a quarter of what the base leaves.",
+    "keep_alive_s": "Seconds without a request after which an adapter leaves the engine; 0 for no limit.",
     "log_level": "debug, info, warning or error.",
     "drain_seconds": "Seconds that running requests get to finish when the daemon is told to stop.",
     "trainer_silence_s": "Seconds without a sign of life after which a trainer is killed.",

@@ -18,6 +18,7 @@ from optiq_daemon.jobs import JobRecord
 from optiq_daemon.live import LiveRequest
 from optiq_daemon.names import AdapterKey
 from optiq_daemon.registry import Registry
+from optiq_daemon.versions import VersionRecord
 from optiq_protos.v1 import adapter_pb2, event_pb2, runtime_pb2, training_pb2
 
 T = TypeVar("T")
@@ -54,7 +55,14 @@ def adapter(registry: Registry, key: AdapterKey) -> adapter_pb2.Adapter:
         source_path=record.source_path,
         drop_to_routable_ms=record.drop_to_routable_ms,
         etag=registry.etag(key),
+        pinned=record.pinned,
+        keep_alive_seconds=record.keep_alive_s,
+        warning=record.warning,
+        last_use_time=timestamp(slot.last_use) if slot else None,
     )
+    if (version := registry.history.find(key, record.digest)) is not None:
+        message.version = version.number
+        message.held_back_digest = record.folder_digest if record.folder_digest != record.digest else ""
     if record.quarantine is not None:
         message.quarantine.CopyFrom(adapter_pb2.QuarantineReason(**msgspec.structs.asdict(record.quarantine)))
     if record.description is not None:
@@ -63,6 +71,25 @@ def adapter(registry: Registry, key: AdapterKey) -> adapter_pb2.Adapter:
                 message.targets.extend(value)
             else:
                 setattr(message, field, value)
+    return message
+
+
+def adapter_version(registry: Registry, version: VersionRecord) -> adapter_pb2.AdapterVersion:
+    """A kept version as it is now."""
+    slot = registry.residency.slot(version.digest)
+    message = adapter_pb2.AdapterVersion(
+        number=version.number,
+        digest=version.digest,
+        current=registry.record(version.key).digest == version.digest,
+        origin=version.origin,
+        create_time=timestamp(version.create_time),
+        publish_time=timestamp(version.publish_time),
+        resident_bytes=slot.resident_bytes if slot else 0,
+        active_leases=slot.leases if slot else 0,
+    )
+    if version.description is not None:
+        for field in ("format", "kind", "min_rank", "max_rank", "parameter_count", "disk_bytes"):
+            setattr(message, field, getattr(version.description, field))
     return message
 
 

@@ -73,8 +73,8 @@ class Generations:
         forwarded = self._forwarded(request, resolved.digest)
         for last_try in (False, True):
             client = self._engine()
-            if resolved.digest:
-                await self._registry.residency.ensure(resolved.digest)
+            if resolved.lease is not None:
+                await self._registry.residency.enter(resolved.lease)
             waited_ms = (time.monotonic() - live.began) * 1000
             try:
                 async with aclosing(client.generate(forwarded)) as responses:

@@ -21,7 +21,8 @@ from optiq_daemon.blobs import copy_file
 from optiq_daemon.errors import ConflictError, InvalidRequestError, RefusedError, UnavailableError
 from optiq_daemon.names import AdapterKey
 from optiq_daemon.records import AdapterRecord, Description, Quarantine
-from optiq_daemon.registry import BaseInfo, Registry
+from optiq_daemon.registry import BYTES_PER_PARAMETER, BaseInfo, Registry
+from optiq_daemon.slots import Lease
 from optiq_daemon.snapshot import Snapshot, take_snapshot
 from optiq_daemon.states import AdapterState
 from optiq_daemon.tasks import Tasks
@@ -29,6 +30,8 @@ from optiq_daemon.tasks import Tasks
 log = logging.getLogger(__name__)
 
 COPIES_AT_ONCE = 4
+# A new version of an adapter in use waits this long for room before the name moves to it without.
+ROOM_WAIT_S = 5.0
 TRASH = ".deleted-"
 
 
@@ -78,18 +81,57 @@ class Ingest:
         """End what is under way; it is taken up again at the next start."""
         await self._tasks.cancel()
 
-    async def install(self, key: AdapterKey, source: Path) -> AdapterRecord:
+    async def install(self, key: AdapterKey, source: Path, origin: str = "import") -> AdapterRecord:
         """Copy an adapter's files from anywhere into the drop folder and serve them.
+
+        Args:
+            origin: how the version came, for the history.
 
         Raises:
             AdapterError: not an adapter of this base; nothing was changed.
             UnavailableError: the base is not known yet.
         """
         # A caller that goes away must not leave the folder half replaced and the lock free.
-        work = self._tasks.start(self._import(key, source), f"import {key.name}", expected=(OptiqError, OSError))
+        work = self._tasks.start(
+            self._import(key, source, origin), f"import {key.name}", expected=(OptiqError, OSError)
+        )
         return await asyncio.shield(work)
 
-    async def _import(self, key: AdapterKey, source: Path) -> AdapterRecord:
+    async def roll_back(self, key: AdapterKey, version: str, etag: str = "") -> AdapterRecord:
+        """Point a name to a kept version. The folder stays as it is; only another content of it is published again.
+
+        Args:
+            version: as :meth:`History.resolve` takes it.
+
+        Raises:
+            NotFoundError: there is no such name or version.
+            ConflictError: the etag is not the record's.
+            AdapterError: the version does not fit the base.
+            UnavailableError: the base is not known yet.
+        """
+        work = self._tasks.start(
+            self._roll_back(key, version, etag), f"roll back {key.name}", expected=(OptiqError, OSError)
+        )
+        return await asyncio.shield(work)
+
+    async def _roll_back(self, key: AdapterKey, text: str, etag: str) -> AdapterRecord:
+        registry = self._registry
+        async with self._lock(key):
+            record = registry.record(key)
+            self.check_etag(key, etag)
+            version = registry.history.resolve(record, text)
+            if version.digest == record.digest:
+                return record
+            if registry.base is None:
+                raise UnavailableError("the engine is still loading the base", reason="ENGINE_NOT_SERVING")
+            manifest = await asyncio.to_thread(read_manifest, registry.blobs.path(version.digest))
+            validate_against_base(manifest, registry.base.modules)
+            with registry.residency.lease(version.digest) as lease:
+                await self._load(key, lease, record)
+                registry.roll_back(record, version)
+            return record
+
+    async def _import(self, key: AdapterKey, source: Path, origin: str) -> AdapterRecord:
         async with self._lock(key):
             base = self._registry.base
             if base is None:
@@ -97,7 +139,7 @@ class Ingest:
             manifest = await asyncio.to_thread(read_manifest, source)
             validate_against_base(manifest, base.modules)
             await asyncio.to_thread(_place, source, self.folder(key), manifest.files)
-            await self._take_locked(key)
+            await self._take_locked(key, origin)
             record = self._registry.record(key)
             if record.quarantine is not None:
                 reason = record.quarantine
@@ -130,8 +172,7 @@ class Ingest:
     async def _remove(self, key: AdapterKey, etag: str) -> None:
         async with self._lock(key):
             self._registry.record(key)
-            if etag and etag != self._registry.etag(key):
-                raise ConflictError("adapter", key.name, f"{key.name} has changed since it was read; read it again")
+            self.check_etag(key, etag)
             trash = self._drop / key.tenant / f".{key.adapter}{TRASH}{uuid.uuid4().hex[:8]}"
             try:
                 self.folder(key).rename(trash)
@@ -147,6 +188,15 @@ class Ingest:
         else:
             await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
 
+    def check_etag(self, key: AdapterKey, etag: str) -> None:
+        """Refuse a change that was decided on an older state of the name; an empty etag passes.
+
+        Raises:
+            ConflictError: the etag is not the record's.
+        """
+        if etag and etag != self._registry.etag(key):
+            raise ConflictError("adapter", key.name, f"{key.name} has changed since it was read; read it again")
+
     def _lock(self, key: AdapterKey) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())
 
@@ -154,7 +204,7 @@ class Ingest:
         async with self._lock(key):
             await self._take_locked(key)
 
-    async def _take_locked(self, key: AdapterKey) -> None:
+    async def _take_locked(self, key: AdapterKey, origin: str = "folder") -> None:
         registry, folder = self._registry, self.folder(key)
         base = registry.base
         snapshot: Snapshot | None = None
@@ -167,11 +217,11 @@ class Ingest:
                 self._waiting.add(key)
                 self.discovered(key)
                 return
-            if self._known(key, snapshot, base):
+            if origin == "folder" and self._known(key, snapshot, base):
                 registry.phase(key, None)
                 return
             registry.phase(key, AdapterState.VALIDATING)
-            await self._install(key, folder, snapshot, base)
+            await self._install(key, folder, snapshot, base, origin)
         except _ChangedMeanwhileError:
             self._again(key)
         except AdapterError as error:
@@ -192,51 +242,74 @@ class Ingest:
             and (record.quarantine is not None or self._registry.blobs.has(record.digest))
         )
 
-    async def _install(self, key: AdapterKey, folder: Path, snapshot: Snapshot, base: BaseInfo) -> None:
+    async def _install(self, key: AdapterKey, folder: Path, snapshot: Snapshot, base: BaseInfo, origin: str) -> None:
         registry = self._registry
         async with self._copies:
             manifest = await asyncio.to_thread(read_manifest, folder)
             validate_against_base(manifest, base.modules)
             staging, copied, digest = await asyncio.to_thread(registry.blobs.stage, folder, manifest)
-        lease = registry.residency.lease(digest)
+        lease = registry.residency.lease(digest, copied.parameter_count * BYTES_PER_PARAMETER)
         try:
             if await asyncio.to_thread(take_snapshot, folder) != snapshot:
                 raise _ChangedMeanwhileError
             validate_against_base(copied, base.modules)
-            registry.blobs.commit(staging, digest)
             old = registry.find(key)
+            if old is not None and origin == "folder" and self._held_back(old, digest):
+                old.fingerprint, old.quarantine = snapshot.fingerprint, None
+                registry.save(old)
+                registry.phase(key, None)
+                return
+            registry.blobs.commit(staging, digest)
             if old is None or old.digest != digest or old.keep_loaded:
-                await self._load(key, digest)
+                await self._load(key, lease, old)
             record = AdapterRecord(
                 tenant=key.tenant,
                 adapter=key.adapter,
                 digest=digest,
                 description=Description.of(copied),
                 fingerprint=snapshot.fingerprint,
+                folder_digest=digest,
                 base_digest=base.digest,
                 source_path=str(folder),
             )
             if old is not None:
-                record.create_time = old.create_time
+                record.create_time, record.last_number = old.create_time, old.last_number
+                record.pinned, record.keep_alive_s = old.pinned, old.keep_alive_s
             if old is not None and old.digest == digest:
                 record.drop_to_routable_ms = old.drop_to_routable_ms
-                record.keep_loaded = old.keep_loaded
+                record.keep_loaded, record.warning = old.keep_loaded, old.warning
             else:
                 since = max(snapshot.changed_at, self._started)
                 record.drop_to_routable_ms = max(0.0, (time.time() - since) * 1000)
-            registry.publish(record)
+            registry.publish(record, origin)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
             lease.release()
 
-    async def _load(self, key: AdapterKey, digest: str) -> None:
+    @staticmethod
+    def _held_back(record: AdapterRecord, digest: str) -> bool:
+        """Whether a rollback set the folder's content aside: touching the files does not undo that."""
+        return bool(record.digest) and record.digest != digest == record.folder_digest
+
+    async def _load(self, key: AdapterKey, lease: Lease, old: AdapterRecord | None) -> None:
         """Put the new version into the engine before the name points to it.
 
-        An engine that has no room, or has just died, is no fault of the adapter: it is published and loaded later.
+        It takes another's room only where it replaces a version that is in use. An engine that has no room, or has
+        just died, is no fault of the adapter: it is published and loaded when it is asked for.
         """
+        residency = self._registry.residency
+        before = residency.slot(old.digest) if old is not None else None
+        if not residency.has_room(lease.digest) and not (before is not None and before.entered):
+            return
         try:
-            await self._registry.residency.ensure(digest)
+            async with asyncio.timeout(ROOM_WAIT_S):
+                await residency.enter(lease)
+        except TimeoutError:
+            log.info("%s: no room in the engine; it is loaded when it is asked for", key.name)
         except RefusedError as error:
+            if error.reason in ("ADAPTER_OVER_BUDGET", "BUDGET_PINNED"):
+                self._registry.events.append("adapter.load_failed", key.name, str(error))
+                return
             facts = error.metadata
             found = {field: facts.get(field, "") for field in ("file", "tensor", "expected", "found")}
             raise AdapterError(error.reason, facts.get("message") or error.message, **found) from None

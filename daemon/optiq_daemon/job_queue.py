@@ -277,7 +277,7 @@ class JobQueue:
     async def _publish(self, record: JobRecord, adapter: Path) -> None:
         key = AdapterKey(record.tenant, record.adapter_id)
         try:
-            served = await self._ingest.install(key, adapter)
+            served = await self._ingest.install(key, adapter, "training")
         except AdapterError as error:
             self._set(record, JobState.FAILED, f"the trained adapter was refused: {error}")
         except (OptiqError, OSError) as error:

@@ -12,7 +12,7 @@ ID_PATTERN = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 DEFAULT_TENANT = "default"
 
 ID_RULE = "1 to 63 characters: a to z, 0 to 9 and '-', beginning with a letter, not ending with '-'"
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"[0-9a-f]{6,64}|v[1-9][0-9]{0,8}")
 
 
 class AdapterKey(NamedTuple):
@@ -72,12 +72,12 @@ def parse_job(text: str, field: str = "name") -> JobKey:
 
 
 def parse_adapter_ref(text: str, field: str = "adapter") -> tuple[str, str]:
-    """Split `id` or `id@digest` into id and digest (empty if not pinned)."""
+    """Split `id` or `id@version` into id and version: a digest, its beginning, or `v3` (empty if not pinned)."""
     adapter, at, digest = text.partition("@")
     check_id(adapter, field)
-    if at and not _DIGEST.fullmatch(digest):
+    if at and not _VERSION.fullmatch(digest):
         raise InvalidRequestError.of(
-            field, f"after '@' comes a digest of 64 lowercase hex digits, not {_shown(digest)}"
+            field, f"after '@' comes a version: 6 to 64 lowercase hex digits of its digest, or v3; not {_shown(digest)}"
         )
     return adapter, digest
 

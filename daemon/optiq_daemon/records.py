@@ -75,7 +75,10 @@ class AdapterRecord(msgspec.Struct, kw_only=True):
     """One name. Times are in seconds since the epoch.
 
     `digest` is the served version, empty while there is none. `fingerprint` is the folder's when it was last taken or
-    refused, `base_digest` the base that it was compared with then. `keep_loaded` is false after an explicit unload.
+    refused, `folder_digest` the version that it held then (another one than `digest` after a rollback), `base_digest`
+    the base that it was compared with. `keep_loaded` is false after an explicit unload, `last_number` the number of
+    the newest version ever. `keep_alive_s` is None for the setting's value, `warning` what a look at the loaded
+    version found.
     """
 
     tenant: str
@@ -90,6 +93,11 @@ class AdapterRecord(msgspec.Struct, kw_only=True):
     create_time: float = msgspec.field(default_factory=time.time)
     update_time: float = msgspec.field(default_factory=time.time)
     drop_to_routable_ms: float = 0.0
+    folder_digest: str = ""
+    last_number: int = 0
+    pinned: bool = False
+    keep_alive_s: float | None = None
+    warning: str = ""
 
     @property
     def key(self) -> AdapterKey:

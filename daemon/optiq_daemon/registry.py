@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -21,11 +22,13 @@ from optiq_daemon.errors import NotFoundError, RefusedError, UnavailableError
 from optiq_daemon.events import EventLog
 from optiq_daemon.names import AdapterKey
 from optiq_daemon.records import AdapterRecord, AdapterTable, Quarantine
-from optiq_daemon.residency import Engine, Lease, Residency, SlotState
+from optiq_daemon.residency import Engine, Residency
 from optiq_daemon.signals import Changed
+from optiq_daemon.slots import Lease, SlotState
 from optiq_daemon.states import AdapterState
 from optiq_daemon.store import Store
 from optiq_daemon.tasks import Tasks
+from optiq_daemon.versions import History, VersionRecord
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +40,23 @@ _SLOT_STATES = {
 }
 
 
+DEFAULT_KEEP_VERSIONS = 5
+# Bytes per parameter of the widest type that a bank computes in.
+BYTES_PER_PARAMETER = 4
+
+
 class BaseInfo(NamedTuple):
     """What an adapter must match: the base's digest, and (input, output) dims of each module by path."""
 
     digest: str
     modules: Mapping[str, tuple[int, int]]
+
+
+class Retention(NamedTuple):
+    """What stays: versions per name in the store, and seconds that an unused one stays in the engine (0: no limit)."""
+
+    keep_versions: int = DEFAULT_KEEP_VERSIONS
+    keep_alive_s: float = 0.0
 
 
 class Resolved(NamedTuple):
@@ -76,14 +91,16 @@ class Subscription:
 
 
 class Registry:
-    """Adapter names of all tenants; lives on the event loop."""
+    """Adapter names of all tenants; lives on the event loop. Residency's catalog of versions."""
 
-    def __init__(self, store: Store, events: EventLog, blobs: Blobs) -> None:
+    def __init__(self, store: Store, events: EventLog, blobs: Blobs, retention: Retention | None = None) -> None:
         self.store = store
         self.events = events
         self.blobs = blobs
+        self.retention = retention or Retention()
         self.base: BaseInfo | None = None
-        self.residency = Residency(blobs.path, self._slot_changed, self._freed)
+        self.history = History(store)
+        self.residency = Residency(self)
         self._table = AdapterTable(store)
         self._records: dict[AdapterKey, AdapterRecord] = {}
         self._phases: dict[AdapterKey, AdapterState] = {}
@@ -93,15 +110,20 @@ class Registry:
 
     def restore(self) -> None:
         """Read the store at start; a version whose bytes are gone is taken from its folder again."""
+        self.history.load()
         for record in self._table.load():
+            for version in self.history.of(record.key):
+                if not self.blobs.has(version.digest):
+                    self.history.drop(version)
             if record.digest and not self.blobs.has(record.digest):
                 log.warning("%s: version %s is missing from the store", record.key.name, record.digest[:12])
-                record.digest, record.fingerprint = "", ""
+                record.digest, record.fingerprint, record.folder_digest = "", "", ""
                 self._table.save(record)
             self._records[record.key] = record
             self.residency.bind(record.key, record.digest)
             self._seen[record.key] = self.state(record.key)
-        self.blobs.reconcile(record.digest for record in self._records.values() if record.digest)
+        served = {record.digest for record in self._records.values() if record.digest}
+        self.blobs.reconcile(served | self.history.digests())
 
     async def close(self) -> None:
         """End what is under way."""
@@ -154,6 +176,9 @@ class Registry:
     def acquire(self, tenant: str, adapter: str, digest: str = "") -> Resolved:
         """Resolve a request's adapter, once, and lease its version. An empty adapter is the bare base.
 
+        Args:
+            digest: a kept version instead of the one that the name points to, as :meth:`History.resolve` takes it.
+
         Raises:
             NotFoundError: no such tenant, name, or version.
             RefusedError: the name is quarantined, or not installed yet, and has no version.
@@ -164,16 +189,16 @@ class Registry:
             return Resolved(None, "", None)
         key = AdapterKey(tenant, adapter)
         record = self.record(key)
-        if not record.digest:
+        if digest:
+            chosen = self.history.resolve(record, digest).digest
+        elif record.digest:
+            chosen = record.digest
+            record.keep_loaded = True
+        else:
             raise not_served(record, self.state(key))
-        if digest and digest != record.digest:
-            raise NotFoundError(
-                "adapter version",
-                f"{key.name}@{digest}",
-                f"{key.name} has no version {digest[:12]} any more; it points to {record.digest}",
-            )
-        record.keep_loaded = True
-        return Resolved(key, record.digest, self.residency.lease(record.digest))
+        lease = self.residency.lease(chosen)
+        self.residency.prefetch(chosen)
+        return Resolved(key, chosen, lease)
 
     # Watching
 
@@ -199,20 +224,41 @@ class Registry:
         if key in self._records:
             self.touched(key)
 
-    def publish(self, record: AdapterRecord) -> None:
+    def publish(self, record: AdapterRecord, origin: str = "folder") -> None:
         """Move the name's pointer to the record's digest."""
         key = record.key
         fresh = self._records.get(key)
-        moved = fresh is None or fresh.digest != record.digest
+        freed: list[str] = []
         with self.store.transaction():
-            self._records[key] = record
-            self._table.save(record)
-            if moved:
+            if fresh is None or fresh.digest != record.digest:
+                version = self.history.point(record, origin)
+                self._table.save(record)
+                self.history.save(version)
+                freed = self.history.prune(record, self.retention.keep_versions)
                 milliseconds = f"{record.drop_to_routable_ms:.1f}"
-                fields = {"digest": record.digest, "drop_to_routable_ms": milliseconds}
+                fields = {"digest": record.digest, "version": str(version.number), "drop_to_routable_ms": milliseconds}
                 self.events.append("adapter.published", key.name, f"version {record.digest[:12]} is served", fields)
+            else:
+                self._table.save(record)
+            self._records[key] = record
         self.residency.bind(key, record.digest)
+        self._free_unused(freed)
         self.phase(key, None)
+
+    def roll_back(self, record: AdapterRecord, version: VersionRecord) -> None:
+        """Move the name's pointer to a kept version; the folder keeps its content, see `held_back`."""
+        before = record.digest
+        record.digest, record.description, record.warning = version.digest, version.description, ""
+        with self.store.transaction():
+            self.history.point(record, version.origin)
+            self._table.save(record)
+            self.history.save(version)
+            fields = {"digest": version.digest, "version": str(version.number), "before": before}
+            self.events.append(
+                "adapter.rolled_back", record.key.name, f"version v{version.number} is served again", fields
+            )
+        self.residency.bind(record.key, record.digest)
+        self.touched(record.key)
 
     def quarantine(self, key: AdapterKey, reason: Quarantine, *, fingerprint: str, source: str) -> None:
         """Refuse the folder's content; a version that was served goes on being served."""
@@ -235,15 +281,23 @@ class Registry:
         self._phases.pop(key, None)
         self._seen.pop(key, None)
         with self.store.transaction():
+            freed = self.history.forget(key)
             self._table.delete(key)
             self.events.append("adapter.deleted", key.name, "the name is retired")
         self.residency.bind(key, "")
+        self._free_unused(freed)
         self._mark(key)
 
     def save(self, record: AdapterRecord) -> None:
         """Write a record that was changed in place."""
         self._table.save(record)
         self.touched(record.key)
+
+    def save_policy(self, record: AdapterRecord) -> None:
+        """Write a record whose pin or keep-alive changed."""
+        self.save(record)
+        if record.digest:
+            self.residency.policy_changed(record.digest)
 
     def touched(self, key: AdapterKey) -> None:
         """Tell watchers, and the event log if the state is another than before."""
@@ -258,19 +312,20 @@ class Registry:
 
     # The engine's coming and going
 
-    async def engine_up(self, engine: Engine, base: BaseInfo) -> None:
-        """Compare all versions with the base, and mount what was mounted.
+    async def engine_up(self, engine: Engine, base: BaseInfo, budget: int = 0) -> None:
+        """Compare all versions with the base, and mount what was mounted, as far as the budget goes.
 
         Raises:
             UnavailableError: the engine died again meanwhile.
         """
         self.base = base
-        self.residency.attach(engine)
+        self.residency.attach(engine, budget)
         for record in self.records():
             if record.digest and record.base_digest != base.digest:
                 await self._revalidate(record, base)
-        for record in self.records():
-            if record.digest and record.keep_loaded:
+        wanted = [record for record in self.records() if record.digest and (record.keep_loaded or record.pinned)]
+        for record in sorted(wanted, key=self._importance):
+            if self.residency.has_room(record.digest):
                 await self.mount(record)
 
     def engine_down(self) -> None:
@@ -283,13 +338,17 @@ class Registry:
         Raises:
             UnavailableError: the engine died meanwhile.
         """
-        with self.residency.lease(record.digest):
+        with self.residency.lease(record.digest) as lease:
             try:
-                await self.residency.ensure(record.digest)
+                await self.residency.enter(lease)
             except UnavailableError:
                 raise
             except OptiqError as error:
                 self.events.append("adapter.load_failed", record.key.name, str(error))
+
+    def _importance(self, record: AdapterRecord) -> tuple[bool, float, float]:
+        slot = self.residency.slot(record.digest)
+        return not record.pinned, -(slot.used_at if slot else 0.0), -record.update_time
 
     async def _revalidate(self, record: AdapterRecord, base: BaseInfo) -> None:
         try:
@@ -303,17 +362,49 @@ class Registry:
             record.base_digest = base.digest
             self.save(record)
 
-    def _slot_changed(self, digest: str) -> None:
+    # Residency's catalog
+
+    def path(self, digest: str) -> Path:
+        """Folder of a version in the store."""
+        return self.blobs.path(digest)
+
+    def size(self, digest: str) -> int:
+        """Bytes that a version takes in the engine at most; 0 for one that is not published yet."""
+        version = self.history.any_of(digest)
+        if version is None or version.description is None:
+            return 0
+        return version.description.parameter_count * BYTES_PER_PARAMETER
+
+    def pinned(self, digest: str) -> bool:
+        """Whether a pinned name points to a version."""
+        return any(self._records[key].pinned for key in self._named(digest))
+
+    def keep_alive_s(self, digest: str) -> float:
+        """The longest keep-alive of the names that point to a version; 0 for no limit."""
+        seconds = [self._records[key].keep_alive_s for key in self._named(digest)]
+        values = [self.retention.keep_alive_s if value is None else value for value in seconds]
+        return 0.0 if not values or 0.0 in values else max(values)
+
+    def changed(self, digest: str) -> None:
+        """The state of the names that point to a version may be another."""
         for key in self._named(digest):
             self.touched(key)
 
-    def _freed(self, digest: str) -> None:
-        if not any(self._named(digest)):
+    def freed(self, digest: str) -> None:
+        """Nobody holds a version: remove its bytes, unless a name keeps them in its history."""
+        if not self.history.keeps(digest):
             self.blobs.detach(digest)
             self._tasks.start(asyncio.to_thread(self.blobs.sweep), "sweep blobs")
 
+    def _free_unused(self, digests: list[str]) -> None:
+        for digest in digests:
+            # One that is still leased, or in the engine, is freed when it has left.
+            if self.residency.slot(digest) is None:
+                self.freed(digest)
+
     def _named(self, digest: str) -> Iterator[AdapterKey]:
-        return (key for key, record in list(self._records.items()) if record.digest == digest)
+        slot = self.residency.slot(digest)
+        return (key for key in sorted(slot.names if slot else ()) if key in self._records)
 
     def _mark(self, key: AdapterKey) -> None:
         for subscription in self._subscriptions:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from optiq_client.types import (
         Adapter,
         AdapterChange,
+        AdapterVersion,
         Base,
         BatchStats,
         Chunk,
@@ -103,6 +104,7 @@ __all__ = [
     "Adapter",
     "AdapterChange",
     "AdapterState",
+    "AdapterVersion",
     "AlreadyExists",
     "AsyncClient",
     "AsyncGeneration",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
+from google.protobuf import field_mask_pb2
 from google.protobuf.message import Message as Proto
 from grpc_health.v1 import health_pb2
 
@@ -172,6 +173,45 @@ def unload_adapter(tenant: str, adapter: str) -> Call[t.Adapter]:
     """AdapterService.UnloadAdapter."""
     request = adapter_pb2.UnloadAdapterRequest(name=adapter_name(tenant, adapter))
     return Call("/optiq.v1.AdapterService/UnloadAdapter", request, adapter_pb2.UnloadAdapterResponse, _adapter)
+
+
+def set_keep_alive(tenant: str, adapter: str, seconds: float | None, etag: str) -> Call[t.Adapter]:
+    """AdapterService.UpdateAdapter; None sets it back to the daemon's setting."""
+    request = adapter_pb2.UpdateAdapterRequest(
+        adapter=adapter_pb2.Adapter(name=adapter_name(tenant, adapter), etag=etag, keep_alive_seconds=seconds),
+        update_mask=field_mask_pb2.FieldMask(paths=["keep_alive_seconds"]),
+    )
+    return Call("/optiq.v1.AdapterService/UpdateAdapter", request, adapter_pb2.UpdateAdapterResponse, _adapter)
+
+
+def pin_adapter(tenant: str, adapter: str) -> Call[t.Adapter]:
+    """AdapterService.PinAdapter."""
+    request = adapter_pb2.PinAdapterRequest(name=adapter_name(tenant, adapter))
+    return Call("/optiq.v1.AdapterService/PinAdapter", request, adapter_pb2.PinAdapterResponse, _adapter)
+
+
+def unpin_adapter(tenant: str, adapter: str) -> Call[t.Adapter]:
+    """AdapterService.UnpinAdapter."""
+    request = adapter_pb2.UnpinAdapterRequest(name=adapter_name(tenant, adapter))
+    return Call("/optiq.v1.AdapterService/UnpinAdapter", request, adapter_pb2.UnpinAdapterResponse, _adapter)
+
+
+def list_versions(tenant: str, adapter: str, page_token: str) -> Call[Page[t.AdapterVersion]]:
+    """AdapterService.ListAdapterVersions, one page."""
+    return Call(
+        "/optiq.v1.AdapterService/ListAdapterVersions",
+        adapter_pb2.ListAdapterVersionsRequest(
+            parent=adapter_name(tenant, adapter), page_size=PAGE_SIZE, page_token=page_token
+        ),
+        adapter_pb2.ListAdapterVersionsResponse,
+        lambda r: Page([convert.adapter_version(v) for v in r.versions], r.next_page_token),
+    )
+
+
+def rollback_adapter(tenant: str, adapter: str, version: str, etag: str) -> Call[t.Adapter]:
+    """AdapterService.RollbackAdapter."""
+    request = adapter_pb2.RollbackAdapterRequest(name=adapter_name(tenant, adapter), version=version, etag=etag)
+    return Call("/optiq.v1.AdapterService/RollbackAdapter", request, adapter_pb2.RollbackAdapterResponse, _adapter)
 
 
 def watch_adapters(tenant: str) -> Call[t.AdapterChange]:

@@ -77,6 +77,32 @@ def adapter(message: adapter_pb2.Adapter) -> t.Adapter:
         source_path=message.source_path,
         drop_to_routable_ms=message.drop_to_routable_ms,
         etag=message.etag,
+        version=message.version,
+        held_back_digest=message.held_back_digest,
+        pinned=message.pinned,
+        keep_alive_seconds=message.keep_alive_seconds if message.HasField("keep_alive_seconds") else None,
+        warning=message.warning,
+        last_use_time=_optional_time(message, "last_use_time"),
+    )
+
+
+def adapter_version(message: adapter_pb2.AdapterVersion) -> t.AdapterVersion:
+    """A version that a name keeps."""
+    return t.AdapterVersion(
+        number=message.number,
+        digest=message.digest,
+        current=message.current,
+        origin=message.origin,
+        create_time=_optional_time(message, "create_time"),
+        publish_time=_optional_time(message, "publish_time"),
+        format=message.format,
+        kind=message.kind,
+        min_rank=message.min_rank,
+        max_rank=message.max_rank,
+        parameter_count=message.parameter_count,
+        disk_bytes=message.disk_bytes,
+        resident_bytes=message.resident_bytes,
+        active_leases=message.active_leases,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,34 @@ class Adapters:
     def unload(self, adapter: str, *, timeout: float | None = None) -> t.Adapter:
         """Take it out of the engine once its last request has ended."""
         return self._client.run(calls.unload_adapter(self._client.tenant, adapter), timeout)
+
+    def history(self, adapter: str, *, timeout: float | None = None) -> builtins.list[t.AdapterVersion]:
+        """The versions that the name keeps, the one that it pointed to last first."""
+        found: list[t.AdapterVersion] = []
+        token = ""
+        while True:
+            page = self._client.run(calls.list_versions(self._client.tenant, adapter, token), timeout)
+            found += page.items
+            if not (token := page.next_token):
+                return found
+
+    def rollback(self, adapter: str, version: str = "-1", *, etag: str = "", timeout: float | None = None) -> t.Adapter:
+        """Point the name to a kept version: a digest or its beginning, ``v3``, or ``-1`` for the one before."""
+        return self._client.run(calls.rollback_adapter(self._client.tenant, adapter, version, etag), timeout)
+
+    def pin(self, adapter: str, *, timeout: float | None = None) -> t.Adapter:
+        """Load it, and keep it in the engine whatever others ask for."""
+        return self._client.run(calls.pin_adapter(self._client.tenant, adapter), timeout)
+
+    def unpin(self, adapter: str, *, timeout: float | None = None) -> t.Adapter:
+        """Let it make room for others again."""
+        return self._client.run(calls.unpin_adapter(self._client.tenant, adapter), timeout)
+
+    def keep_alive(
+        self, adapter: str, seconds: float | None, *, etag: str = "", timeout: float | None = None
+    ) -> t.Adapter:
+        """Let it leave the engine after so long without a request: 0 for never, None for the daemon's setting."""
+        return self._client.run(calls.set_keep_alive(self._client.tenant, adapter, seconds, etag), timeout)
 
     def watch(self, *, timeout: float | None = None) -> Stream[t.AdapterChange]:
         """The list, LIST_END, then every change."""

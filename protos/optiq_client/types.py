@@ -125,6 +125,12 @@ class Adapter:
     source_path: str
     drop_to_routable_ms: float
     etag: str
+    version: int = 0
+    held_back_digest: str = ""
+    pinned: bool = False
+    keep_alive_seconds: float | None = None
+    warning: str = ""
+    last_use_time: datetime | None = None
 
     @property
     def id(self) -> str:
@@ -135,6 +141,26 @@ class Adapter:
     def tenant(self) -> str:
         """Tenant id of the name."""
         return self.name.split("/")[1] if self.name.count("/") >= 3 else ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """A version that a name keeps; ``origin`` is folder, import, upload, training or merge."""
+
+    number: int
+    digest: str
+    current: bool
+    origin: str
+    create_time: datetime | None
+    publish_time: datetime | None
+    format: str
+    kind: str
+    min_rank: int
+    max_rank: int
+    parameter_count: int
+    disk_bytes: int
+    resident_bytes: int
+    active_leases: int
 
 
 @dataclass(frozen=True, slots=True)

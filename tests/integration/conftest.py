@@ -77,6 +77,36 @@ def daemon() -> Iterator[Daemon]:
         running.remove()
 
 
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny random base as a folder, written by a process that may import MLX."""
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    code = "import pathlib, sys, tests.unit.tiny as tiny; tiny.save_tiny_base(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, timeout=120)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_daemon(tiny_folder: Path) -> Iterator[Daemon]:
+    """One daemon over the tiny base, with room for a few adapters only, for tests that leave it running."""
+    options = ("--model", str(tiny_folder), "--settle-ms", "100", "--keep-versions", "3", "--drain-seconds", "1")
+    running = Daemon(*options)
+    try:
+        running.start()
+        yield running
+        assert running.stop() == 0, running.output()
+    finally:
+        running.remove()
+
+
+@pytest.fixture
+def tiny_client(tiny_daemon: Daemon) -> Iterator[Client]:
+    """A client of the daemon over the tiny base."""
+    with Client(home=tiny_daemon.home) as made:
+        made.wait_ready(60)
+        yield made
+
+
 @pytest.fixture
 def client(daemon: Daemon) -> Iterator[Client]:
     """A client of the session's daemon, which serves again by now."""

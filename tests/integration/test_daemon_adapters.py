@@ -69,8 +69,9 @@ def test_a_second_copy_is_a_new_version_and_streams_keep_theirs(daemon: Daemon, 
         assert digest_of(client, "versions") == second
         assert (daemon.home / "store" / "adapters" / first).is_dir()
         generation.cancel()
-    # The old version leaves with its last request.
-    assert eventually(lambda: not (daemon.home / "store" / "adapters" / first).exists())
+    # The old version leaves the engine with its last request; the store keeps it for a rollback.
+    assert eventually(lambda: client.adapters.history("versions")[1].resident_bytes == 0)
+    assert (daemon.home / "store" / "adapters" / first).is_dir()
     assert digest_of(client, "versions") == second
 
 

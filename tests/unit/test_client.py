@@ -51,8 +51,8 @@ from tests.tui import scene
 from tests.tui.fake_daemon import FakeDaemonThread
 
 PUBLIC = """
-Adapter AdapterChange AdapterState AlreadyExists AsyncClient AsyncGeneration AsyncStream Base BatchStats Cancelled
-ChangeType Chunk Client ConnectionFailed DeadlineExceeded Device Engine EngineState Event FailedPrecondition
+Adapter AdapterChange AdapterState AdapterVersion AlreadyExists AsyncClient AsyncGeneration AsyncStream Base BatchStats
+Cancelled ChangeType Chunk Client ConnectionFailed DeadlineExceeded Device Engine EngineState Event FailedPrecondition
 FinishReason Finished Generation GenerationEvent HealthStatus InvalidRequest Job JobState JobUpdate LiveRequest Message
 NotFound OptiqClientError PermissionDenied Progress QuarantineReason Queued RankScaling ResourceExhausted ServerError
 Started Status Stream Timings TrainingConfig Unavailable Usage Violation
@@ -109,6 +109,11 @@ def test_every_rpc_has_a_call_with_the_right_messages() -> None:
         calls.load_adapter("t", "a"),
         calls.unload_adapter("t", "a"),
         calls.watch_adapters("t"),
+        calls.set_keep_alive("t", "a", 1.0, ""),
+        calls.pin_adapter("t", "a"),
+        calls.unpin_adapter("t", "a"),
+        calls.list_versions("t", "a", ""),
+        calls.rollback_adapter("t", "a", "-1", ""),
         calls.create_job("t", "a", config, ""),
         calls.get_job("t", "j"),
         calls.list_jobs("t", ""),

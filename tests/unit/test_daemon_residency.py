@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from optiq_daemon.errors import RefusedError, UnavailableError
 from optiq_daemon.names import AdapterKey
-from optiq_daemon.residency import Residency, SlotState
+from optiq_daemon.residency import Residency
+from optiq_daemon.slots import SlotState
 
 A = AdapterKey("default", "a")
 B = AdapterKey("default", "b")
@@ -26,6 +28,7 @@ class Engine:
         self.gate.set()
         self.in_use: set[str] = set()
         self.refusal: Exception | None = None
+        self.size: Callable[[str], int] = lambda digest: 7
 
     async def load(self, digest: str, path: Path) -> int:
         self.loads.append(digest)
@@ -33,7 +36,7 @@ class Engine:
         if self.refusal is not None:
             raise self.refusal
         self.loaded.add(digest)
-        return 7
+        return self.size(digest)
 
     async def unload(self, digest: str) -> None:
         self.unloads.append(digest)
@@ -43,12 +46,45 @@ class Engine:
         self.loaded.discard(digest)
 
 
-class Bench:
+class Catalog:
+    """Every version takes one byte unless said otherwise."""
+
     def __init__(self) -> None:
-        self.freed: list[str] = []
+        self.sizes: dict[str, int] = {}
+        self.pins: set[str] = set()
+        self.keep: dict[str, float] = {}
+        self.freed_digests: list[str] = []
+
+    def path(self, digest: str) -> Path:
+        return Path(digest)
+
+    def size(self, digest: str) -> int:
+        return self.sizes.get(digest, 1)
+
+    def pinned(self, digest: str) -> bool:
+        return digest in self.pins
+
+    def keep_alive_s(self, digest: str) -> float:
+        return self.keep.get(digest, 0.0)
+
+    def changed(self, digest: str) -> None:
+        pass
+
+    def freed(self, digest: str) -> None:
+        self.freed_digests.append(digest)
+
+
+class Bench:
+    def __init__(self, budget: int = 0, turn_s: float = 0.0) -> None:
+        self.catalog = Catalog()
+        self.freed = self.catalog.freed_digests
         self.engine = Engine()
-        self.residency = Residency(Path, lambda digest: None, self.freed.append)
-        self.residency.attach(self.engine)
+        self.residency = Residency(self.catalog, turn_s=turn_s)
+        self.residency.attach(self.engine, budget)
+
+    async def ensure(self, digest: str) -> None:
+        with self.residency.lease(digest) as lease:
+            await self.residency.enter(lease)
 
     def state(self, digest: str) -> SlotState | None:
         slot = self.residency.slot(digest)
@@ -69,7 +105,7 @@ async def test_waiters_share_one_load_and_a_cancelled_one_takes_nobody_along(ben
     bench.engine.gate.clear()
     bench.residency.bind(A, "d1")
     leases = [bench.residency.lease("d1") for _ in range(3)]
-    waiters = [asyncio.create_task(bench.residency.ensure("d1")) for _ in leases]
+    waiters = [asyncio.create_task(bench.ensure("d1")) for _ in leases]
     await settle()
     waiters[0].cancel()
     bench.engine.gate.set()
@@ -82,7 +118,7 @@ async def test_waiters_share_one_load_and_a_cancelled_one_takes_nobody_along(ben
 async def test_a_version_leaves_after_its_last_lease_and_release_counts_once(bench: Bench) -> None:
     bench.residency.bind(A, "d1")
     first, second = bench.residency.lease("d1"), bench.residency.lease("d1")
-    await bench.residency.ensure("d1")
+    await bench.ensure("d1")
     bench.residency.bind(A, "d2")
     for _ in range(3):
         first.release()
@@ -97,7 +133,7 @@ async def test_two_names_share_a_version(bench: Bench) -> None:
     bench.residency.bind(A, "d1")
     bench.residency.bind(B, "d1")
     with bench.residency.lease("d1"):
-        await bench.residency.ensure("d1")
+        await bench.ensure("d1")
     bench.residency.bind(A, "")
     await settle()
     assert bench.state("d1") is SlotState.RESIDENT and not bench.freed
@@ -109,7 +145,7 @@ async def test_two_names_share_a_version(bench: Bench) -> None:
 async def test_a_load_that_nobody_waits_for_any_more_is_undone(bench: Bench) -> None:
     bench.engine.gate.clear()
     lease = bench.residency.lease("d1")
-    waiter = asyncio.create_task(bench.residency.ensure("d1"))
+    waiter = asyncio.create_task(bench.ensure("d1"))
     await settle()
     waiter.cancel()
     lease.release()
@@ -122,18 +158,18 @@ async def test_a_refused_load_reaches_every_waiter_and_can_be_tried_again(bench:
     bench.residency.bind(A, "d1")
     bench.engine.refusal = RefusedError("not finite")
     with bench.residency.lease("d1"):
-        waits = (bench.residency.ensure("d1") for _ in range(2))
+        waits = (bench.ensure("d1") for _ in range(2))
         results = await asyncio.gather(*waits, return_exceptions=True)
         assert all(isinstance(result, RefusedError) for result in results)
         bench.engine.refusal = None
-        await bench.residency.ensure("d1")
+        await bench.ensure("d1")
     assert bench.state("d1") is SlotState.RESIDENT
 
 
 async def test_unload_waits_for_leases_and_a_new_lease_takes_it_back(bench: Bench) -> None:
     bench.residency.bind(A, "d1")
     lease = bench.residency.lease("d1")
-    await bench.residency.ensure("d1")
+    await bench.ensure("d1")
     await bench.residency.unload("d1")
     assert bench.state("d1") is SlotState.RESIDENT
     again = bench.residency.lease("d1")
@@ -148,13 +184,13 @@ async def test_unload_waits_for_leases_and_a_new_lease_takes_it_back(bench: Benc
 async def test_a_request_during_an_unload_loads_it_again(bench: Bench) -> None:
     bench.residency.bind(A, "d1")
     with bench.residency.lease("d1"):
-        await bench.residency.ensure("d1")
+        await bench.ensure("d1")
     bench.engine.gate.clear()
     unloading = asyncio.create_task(bench.residency.unload("d1"))
     await settle()
     assert bench.state("d1") is SlotState.UNLOADING
     lease = bench.residency.lease("d1")
-    waiter = asyncio.create_task(bench.residency.ensure("d1"))
+    waiter = asyncio.create_task(bench.ensure("d1"))
     await settle()
     bench.engine.gate.set()
     await asyncio.gather(waiter, unloading)
@@ -165,7 +201,7 @@ async def test_a_request_during_an_unload_loads_it_again(bench: Bench) -> None:
 async def test_a_row_that_is_still_leaving_delays_the_unload(bench: Bench) -> None:
     bench.residency.bind(A, "d1")
     with bench.residency.lease("d1"):
-        await bench.residency.ensure("d1")
+        await bench.ensure("d1")
     bench.engine.in_use.add("d1")
     bench.residency.bind(A, "")
     await asyncio.sleep(0.05)
@@ -179,15 +215,15 @@ async def test_an_engine_that_dies_fails_its_loads_and_the_next_one_serves(bench
     bench.residency.bind(A, "d1")
     bench.engine.gate.clear()
     lease = bench.residency.lease("d1")
-    waiter = asyncio.create_task(bench.residency.ensure("d1"))
+    waiter = asyncio.create_task(bench.ensure("d1"))
     await settle()
     bench.residency.detach()
     assert bench.state("d1") is SlotState.ABSENT
     with pytest.raises(UnavailableError):
-        await bench.residency.ensure("d1")
+        await bench.ensure("d1")
     following = Engine()
     bench.residency.attach(following)
-    await bench.residency.ensure("d1")
+    await bench.ensure("d1")
     # The old engine's answer comes late and must not be taken for the new one's.
     following.loaded.clear()
     bench.engine.gate.set()
@@ -201,7 +237,7 @@ async def test_an_engine_that_dies_fails_its_loads_and_the_next_one_serves(bench
 async def test_an_engine_that_dies_while_retired_versions_leave_frees_them(bench: Bench) -> None:
     bench.residency.bind(A, "d1")
     lease = bench.residency.lease("d1")
-    await bench.residency.ensure("d1")
+    await bench.ensure("d1")
     bench.residency.bind(A, "")
     bench.residency.detach()
     assert bench.freed == []

@@ -178,7 +178,8 @@ def test_ids_and_names() -> None:
     assert parse_job("tenants/t/jobs/j").job == "j"
     assert parse_adapter_ref("a") == ("a", "")
     assert parse_adapter_ref("a@" + "0" * 64) == ("a", "0" * 64)
-    for text in ("a@", "a@abc", "a@" + "G" * 64, "@" + "0" * 64):
+    assert parse_adapter_ref("a@abcdef") == ("a", "abcdef") and parse_adapter_ref("a@v12") == ("a", "v12")
+    for text in ("a@", "a@abc", "a@v0", "a@-1", "a@v", "a@" + "0" * 65, "a@" + "G" * 64, "@" + "0" * 64):
         with pytest.raises(InvalidRequestError):
             parse_adapter_ref(text)
     for text in ("tenants/t/adapters/", "tenants/t/jobs/a", "/tenants/t/adapters/a", "tenants/t/adapters/a/b"):

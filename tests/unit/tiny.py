@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from safetensors.numpy import save_file
@@ -78,6 +80,17 @@ def tiny_tokenizer(vocab: int = 64) -> TokenizerWrapper:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>"))
+
+
+def save_tiny_base(folder: Path, seed: int = 0) -> Path:
+    """Write the tiny model as an mlx-lm folder that a daemon can serve; an engine has it in about a second."""
+    model = tiny_model(seed)
+    folder.mkdir(parents=True)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
+    config = {**dataclasses.asdict(model.args), "architectures": ["LlamaForCausalLM"], "eos_token_id": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    tiny_tokenizer()._tokenizer.save_pretrained(str(folder))
+    return folder
 
 
 def tiny_base(seed: int = 0) -> LoadedBase:

@@ -1,4 +1,4 @@
-"""``optiq adapters``: list, show, import, load, unload and remove."""
+"""``optiq adapters``: list, show, import, load, unload, pin, roll back and remove."""
 
 from __future__ import annotations
 
@@ -62,6 +62,8 @@ def ls(connection: Connection, as_json: bool) -> None:
     for a in found:
         if a.quarantine is not None:
             output.note(f"{a.id}: {quarantine_text(a)}")
+        if a.warning:
+            output.note(f"{a.id}: warning: {a.warning}")
 
 
 def quarantine_text(adapter: Adapter) -> str:
@@ -85,7 +87,12 @@ def _print_adapter(adapter: Adapter, as_json: bool) -> None:
             "name": adapter.name,
             "state": str(adapter.state),
             "why": quarantine_text(adapter),
+            "warning": adapter.warning,
             "digest": adapter.digest,
+            "version": f"v{adapter.version}" if adapter.version else "",
+            "held back": f"{adapter.held_back_digest} (the folder's content, set aside by a rollback)"
+            if adapter.held_back_digest
+            else "",
             "format": f"{adapter.format} {adapter.kind}".strip(),
             "base": adapter.base_model,
             "modules": f"{adapter.module_count}: {', '.join(adapter.targets)}" if adapter.module_count else "",
@@ -94,11 +101,22 @@ def _print_adapter(adapter: Adapter, as_json: bool) -> None:
             "disk": humanize.size(adapter.disk_bytes),
             "memory": humanize.size(adapter.resident_bytes),
             "requests": str(adapter.active_leases),
+            "stays": _stay(adapter),
             "changed": adapter.update_time.isoformat(timespec="seconds") if adapter.update_time else "",
             "folder": adapter.source_path,
             "drop to routable": f"{adapter.drop_to_routable_ms:.0f} ms" if adapter.drop_to_routable_ms else "",
         }
     )
+
+
+def _stay(adapter: Adapter) -> str:
+    """How long it stays in the engine unused."""
+    if adapter.pinned:
+        return "pinned in the engine"
+    seconds = adapter.keep_alive_seconds
+    if seconds is None:
+        return ""
+    return f"in the engine for {seconds:g} s unused" if seconds else "in the engine until others need the room"
 
 
 @adapters.command(epilog="\b\nExamples:\n  optiq adapters show roman")
@@ -161,3 +179,97 @@ def unload(name: str, connection: Connection, as_json: bool) -> None:
     """Take an adapter out of the engine once its last request has ended."""
     with connection.client() as client:
         _print_adapter(client.adapters.unload(name), as_json)
+
+
+@adapters.command(epilog="\b\nExamples:\n  optiq adapters pin roman")
+@click.argument("name", shell_complete=complete_adapter)
+@connection_options
+@json_option
+def pin(name: str, connection: Connection, as_json: bool) -> None:
+    """Load an adapter and keep it in the engine whatever others ask for."""
+    with connection.client() as client:
+        _print_adapter(client.adapters.pin(name), as_json)
+
+
+@adapters.command(epilog="\b\nExamples:\n  optiq adapters unpin roman")
+@click.argument("name", shell_complete=complete_adapter)
+@connection_options
+@json_option
+def unpin(name: str, connection: Connection, as_json: bool) -> None:
+    """Let an adapter make room for others again."""
+    with connection.client() as client:
+        _print_adapter(client.adapters.unpin(name), as_json)
+
+
+@adapters.command(
+    epilog="\b\nExamples:\n  optiq adapters keep roman 600      leave the engine after ten unused minutes\n"
+    "  optiq adapters keep roman 0        stay until others need the room\n"
+    "  optiq adapters keep roman default  what the setting keep_alive_s says"
+)
+@click.argument("name", shell_complete=complete_adapter)
+@click.argument("seconds", metavar="SECONDS|default")
+@connection_options
+@json_option
+def keep(name: str, seconds: str, connection: Connection, as_json: bool) -> None:
+    """Set how long an adapter stays in the engine without a request."""
+    try:
+        value = None if seconds == "default" else float(seconds)
+    except ValueError:
+        raise click.BadParameter(f"{seconds!r} is neither a number nor 'default'", param_hint="SECONDS") from None
+    with connection.client() as client:
+        _print_adapter(client.adapters.keep_alive(name, value), as_json)
+
+
+@adapters.command(epilog="\b\nExamples:\n  optiq adapters history roman\n  optiq adapters history roman --json")
+@click.argument("name", shell_complete=complete_adapter)
+@connection_options
+@json_option
+def history(name: str, connection: Connection, as_json: bool) -> None:
+    """List the versions that a name keeps, the one that it pointed to last first."""
+    from optiq_client import humanize
+
+    with connection.client() as client:
+        found = client.adapters.history(name)
+    if as_json:
+        output.print_json(found)
+        return
+    others = [v.number for v in found if not v.current]
+    output.print_table(
+        ("VERSION", "BACK", "DIGEST", "FROM", "FORMAT", "RANK", "DISK", "MEMORY", "REQUESTS", "SERVED"),
+        [
+            (
+                f"v{v.number}",
+                "now" if v.current else f"-{others.index(v.number) + 1}",
+                humanize.short_digest(v.digest),
+                v.origin,
+                f"{v.format} {v.kind}".strip(),
+                humanize.ranks(v.min_rank, v.max_rank),
+                humanize.size(v.disk_bytes),
+                humanize.size(v.resident_bytes),
+                str(v.active_leases),
+                humanize.since(v.publish_time),
+            )
+            for v in found
+        ],
+        right=("BACK", "RANK", "DISK", "MEMORY", "REQUESTS", "SERVED"),
+    )
+
+
+# `-1` is a version here, not an option.
+@adapters.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="\b\nExamples:\n  optiq adapters rollback roman         the version that was served before\n"
+    "  optiq adapters rollback roman -2      the one before that\n"
+    "  optiq adapters rollback roman v3\n  optiq adapters rollback roman 9f86d081",
+)
+@click.argument("name", shell_complete=complete_adapter)
+@click.argument("version", default="-1")
+@connection_options
+@json_option
+def rollback(name: str, version: str, connection: Connection, as_json: bool) -> None:
+    """Serve a kept version again: VERSION is -1, v3, or the beginning of a digest.
+
+    The folder stays as it is. What it holds is published again when its content changes, or by importing it.
+    """
+    with connection.client() as client:
+        _print_adapter(client.adapters.rollback(name, version), as_json)

@@ -21,6 +21,9 @@ _OPTIONS: tuple[tuple[str, str, type, str], ...] = (
     ("max-queue", "N", int, "Most requests waiting for a place in the batch; more get RESOURCE_EXHAUSTED."),
     ("default-max-tokens", "N", int, "Tokens to generate at most, where a request does not say."),
     ("reconcile-interval-s", "S", float, "Seconds between looks at the drop folder for changes without an event."),
+    ("keep-versions", "N", int, "Versions that each adapter name keeps for rollback, the served one included."),
+    ("adapter-budget-mb", "MB", int, "Adapters in the engine at a time; 0: a quarter of what the base leaves free."),
+    ("keep-alive-s", "S", float, "Seconds without a request after which an adapter leaves the engine; 0: never."),
     ("log-level", "LEVEL", str, "debug, info, warning or error."),
     ("drain-seconds", "S", float, "Seconds that running requests get to finish when the daemon is told to stop."),
 )

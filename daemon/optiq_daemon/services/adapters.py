@@ -15,6 +15,8 @@ from optiq_daemon.names import AdapterKey, check_id, parse_adapter, parse_parent
 from optiq_daemon.registry import Registry, not_found, not_served
 from optiq_protos.v1 import adapter_pb2, adapter_pb2_grpc
 
+MAX_KEEP_ALIVE_S = 31_536_000
+
 _CHANGE = adapter_pb2.WatchAdaptersResponse
 
 
@@ -72,7 +74,7 @@ class AdapterService(adapter_pb2_grpc.AdapterServiceServicer):
         resolved = self._registry.acquire(key.tenant, key.adapter)
         assert resolved.lease is not None
         with resolved.lease:
-            await self._registry.residency.ensure(resolved.digest)
+            await self._registry.residency.enter(resolved.lease)
         if (record := self._registry.find(key)) is not None:
             self._registry.save(record)
         return adapter_pb2.LoadAdapterResponse(adapter=self._message(key))
@@ -85,10 +87,73 @@ class AdapterService(adapter_pb2_grpc.AdapterServiceServicer):
         record = self._registry.record(key)
         if not record.digest:
             raise not_served(record, self._registry.state(key))
+        if record.pinned:
+            raise RefusedError(f"{key.name} is pinned; unpin it first", reason="ADAPTER_PINNED")
         record.keep_loaded = False
         self._registry.save(record)
         await self._registry.residency.unload(record.digest)
         return adapter_pb2.UnloadAdapterResponse(adapter=self._message(key))
+
+    async def UpdateAdapter(
+        self, request: adapter_pb2.UpdateAdapterRequest, _: Any
+    ) -> adapter_pb2.UpdateAdapterResponse:
+        """Set what stays in the engine."""
+        wanted = request.adapter
+        key = parse_adapter(wanted.name, "adapter.name")
+        paths = set(request.update_mask.paths)
+        if unknown := sorted(paths - {"pinned", "keep_alive_seconds"}):
+            raise InvalidRequestError.of(
+                "update_mask", f"{unknown[0]!r} cannot be set; pinned and keep_alive_seconds can"
+            )
+        seconds = wanted.keep_alive_seconds if wanted.HasField("keep_alive_seconds") else None
+        if seconds is not None and not 0 <= seconds <= MAX_KEEP_ALIVE_S:
+            raise InvalidRequestError.of("adapter.keep_alive_seconds", f"must be 0 to {MAX_KEEP_ALIVE_S}, is {seconds}")
+        self._ingest.check_etag(key, wanted.etag)
+        record = self._registry.record(key)
+        if "keep_alive_seconds" in paths:
+            record.keep_alive_s = seconds
+            self._registry.save_policy(record)
+        if "pinned" in paths:
+            await self._pin(key, wanted.pinned)
+        return adapter_pb2.UpdateAdapterResponse(adapter=self._message(key))
+
+    async def PinAdapter(self, request: adapter_pb2.PinAdapterRequest, _: Any) -> adapter_pb2.PinAdapterResponse:
+        """Keep an adapter in the engine."""
+        key = parse_adapter(request.name)
+        await self._pin(key, True)
+        return adapter_pb2.PinAdapterResponse(adapter=self._message(key))
+
+    async def UnpinAdapter(self, request: adapter_pb2.UnpinAdapterRequest, _: Any) -> adapter_pb2.UnpinAdapterResponse:
+        """Let an adapter make room."""
+        key = parse_adapter(request.name)
+        await self._pin(key, False)
+        return adapter_pb2.UnpinAdapterResponse(adapter=self._message(key))
+
+    async def ListAdapterVersions(
+        self, request: adapter_pb2.ListAdapterVersionsRequest, _: Any
+    ) -> adapter_pb2.ListAdapterVersionsResponse:
+        """A page, the version that the name pointed to last first."""
+        key = parse_adapter(request.parent, "parent")
+        self._registry.record(key)
+        size = convert.page_size(request.page_size)
+        scope = f"versions/{key.name}"
+        cursor = convert.page_cursor(scope, request.page_token, tuple[float, int])
+        versions = self._registry.history.of(key)
+        if cursor is not None:
+            versions = [v for v in versions if (v.publish_time, v.number) < cursor]
+        page = versions[:size]
+        more = convert.page_token(scope, [page[-1].publish_time, page[-1].number]) if len(versions) > size else ""
+        return adapter_pb2.ListAdapterVersionsResponse(
+            versions=[convert.adapter_version(self._registry, version) for version in page], next_page_token=more
+        )
+
+    async def RollbackAdapter(
+        self, request: adapter_pb2.RollbackAdapterRequest, _: Any
+    ) -> adapter_pb2.RollbackAdapterResponse:
+        """Point a name to a kept version."""
+        key = parse_adapter(request.name)
+        await self._ingest.roll_back(key, request.version or "-1", request.etag)
+        return adapter_pb2.RollbackAdapterResponse(adapter=self._message(key))
 
     async def WatchAdapters(
         self, request: adapter_pb2.WatchAdaptersRequest, _: Any
@@ -110,6 +175,22 @@ class AdapterService(adapter_pb2_grpc.AdapterServiceServicer):
                         yield _CHANGE(type=_CHANGE.CHANGE_TYPE_CHANGED, adapter=self._message(key))
         finally:
             self._registry.unsubscribe(subscription)
+
+    async def _pin(self, key: AdapterKey, pinned: bool) -> None:
+        record = self._registry.record(key)
+        if pinned and not record.pinned and record.digest:
+            # What cannot be loaded cannot be pinned.
+            with self._registry.residency.lease(record.digest) as lease:
+                await self._registry.residency.enter(lease)
+                self._set_pinned(key, pinned)
+        else:
+            self._set_pinned(key, pinned)
+
+    def _set_pinned(self, key: AdapterKey, pinned: bool) -> None:
+        record = self._registry.record(key)
+        record.pinned = pinned
+        record.keep_loaded = record.keep_loaded or pinned
+        self._registry.save_policy(record)
 
     def _tenant(self, parent: str) -> str:
         tenant = parse_parent(parent)

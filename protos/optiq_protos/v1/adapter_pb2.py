@@ -22,52 +22,75 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1doptiq_protos/v1/adapter.proto\x12\x08optiq.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"p\n\x10QuarantineReason\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04\x66ile\x18\x03 \x01(\t\x12\x0e\n\x06tensor\x18\x04 \x01(\t\x12\x10\n\x08\x65xpected\x18\x05 \x01(\t\x12\r\n\x05\x66ound\x18\x06 \x01(\t\"\xf9\x03\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.optiq.v1.AdapterState\x12.\n\nquarantine\x18\x04 \x01(\x0b\x32\x1a.optiq.v1.QuarantineReason\x12\x0e\n\x06\x66ormat\x18\x05 \x01(\t\x12\x0c\n\x04kind\x18\x06 \x01(\t\x12\x12\n\nbase_model\x18\x07 \x01(\t\x12\x14\n\x0cmodule_count\x18\x08 \x01(\x05\x12\x10\n\x08min_rank\x18\t \x01(\x05\x12\x10\n\x08max_rank\x18\n \x01(\x05\x12\x17\n\x0fparameter_count\x18\x0b \x01(\x03\x12\x0f\n\x07targets\x18\x0c \x03(\t\x12\x12\n\ndisk_bytes\x18\r \x01(\x03\x12\x16\n\x0eresident_bytes\x18\x0e \x01(\x03\x12\x15\n\ractive_leases\x18\x0f \x01(\x05\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bsource_path\x18\x12 \x01(\t\x12\x1b\n\x13\x64rop_to_routable_ms\x18\x13 \x01(\x01\x12\x0c\n\x04\x65tag\x18\x14 \x01(\t\"L\n\x13ListAdaptersRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"T\n\x14ListAdaptersResponse\x12#\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x11.optiq.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x12GetAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.optiq.v1.Adapter\"O\n\x14ImportAdapterRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nadapter_id\x18\x02 \x01(\t\x12\x13\n\x0bsource_path\x18\x03 \x01(\t\";\n\x15ImportAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.optiq.v1.Adapter\"2\n\x14\x44\x65leteAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteAdapterResponse\"\"\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x13LoadAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.optiq.v1.Adapter\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x15UnloadAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.optiq.v1.Adapter\"&\n\x14WatchAdaptersRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"\x85\x02\n\x15WatchAdaptersResponse\x12\x38\n\x04type\x18\x01 \x01(\x0e\x32*.optiq.v1.WatchAdaptersResponse.ChangeType\x12\"\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x11.optiq.v1.Adapter\"\x8d\x01\n\nChangeType\x12\x1b\n\x17\x43HANGE_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43HANGE_TYPE_LISTED\x10\x01\x12\x17\n\x13\x43HANGE_TYPE_CHANGED\x10\x02\x12\x17\n\x13\x43HANGE_TYPE_DELETED\x10\x03\x12\x18\n\x14\x43HANGE_TYPE_LIST_END\x10\x04*\xf9\x01\n\x0c\x41\x64\x61pterState\x12\x1d\n\x19\x41\x44\x41PTER_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41\x44\x41PTER_STATE_DISCOVERED\x10\x01\x12\x1c\n\x18\x41\x44\x41PTER_STATE_VALIDATING\x10\x02\x12\x1b\n\x17\x41\x44\x41PTER_STATE_AVAILABLE\x10\x03\x12\x19\n\x15\x41\x44\x41PTER_STATE_LOADING\x10\x04\x12\x1a\n\x16\x41\x44\x41PTER_STATE_RESIDENT\x10\x05\x12\x1b\n\x17\x41\x44\x41PTER_STATE_UNLOADING\x10\x06\x12\x1d\n\x19\x41\x44\x41PTER_STATE_QUARANTINED\x10\x07\x32\xbe\x04\n\x0e\x41\x64\x61pterService\x12M\n\x0cListAdapters\x12\x1d.optiq.v1.ListAdaptersRequest\x1a\x1e.optiq.v1.ListAdaptersResponse\x12G\n\nGetAdapter\x12\x1b.optiq.v1.GetAdapterRequest\x1a\x1c.optiq.v1.GetAdapterResponse\x12P\n\rImportAdapter\x12\x1e.optiq.v1.ImportAdapterRequest\x1a\x1f.optiq.v1.ImportAdapterResponse\x12P\n\rDeleteAdapter\x12\x1e.optiq.v1.DeleteAdapterRequest\x1a\x1f.optiq.v1.DeleteAdapterResponse\x12J\n\x0bLoadAdapter\x12\x1c.optiq.v1.LoadAdapterRequest\x1a\x1d.optiq.v1.LoadAdapterResponse\x12P\n\rUnloadAdapter\x12\x1e.optiq.v1.UnloadAdapterRequest\x1a\x1f.optiq.v1.UnloadAdapterResponse\x12R\n\rWatchAdapters\x12\x1e.optiq.v1.WatchAdaptersRequest\x1a\x1f.optiq.v1.WatchAdaptersResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1doptiq_protos/v1/adapter.proto\x12\x08optiq.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"p\n\x10QuarantineReason\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04\x66ile\x18\x03 \x01(\t\x12\x0e\n\x06tensor\x18\x04 \x01(\t\x12\x10\n\x08\x65xpected\x18\x05 \x01(\t\x12\r\n\x05\x66ound\x18\x06 \x01(\t\"\xb0\x05\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.optiq.v1.AdapterState\x12.\n\nquarantine\x18\x04 \x01(\x0b\x32\x1a.optiq.v1.QuarantineReason\x12\x0e\n\x06\x66ormat\x18\x05 \x01(\t\x12\x0c\n\x04kind\x18\x06 \x01(\t\x12\x12\n\nbase_model\x18\x07 \x01(\t\x12\x14\n\x0cmodule_count\x18\x08 \x01(\x05\x12\x10\n\x08min_rank\x18\t \x01(\x05\x12\x10\n\x08max_rank\x18\n \x01(\x05\x12\x17\n\x0fparameter_count\x18\x0b \x01(\x03\x12\x0f\n\x07targets\x18\x0c \x03(\t\x12\x12\n\ndisk_bytes\x18\r \x01(\x03\x12\x16\n\x0eresident_bytes\x18\x0e \x01(\x03\x12\x15\n\ractive_leases\x18\x0f \x01(\x05\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bsource_path\x18\x12 \x01(\t\x12\x1b\n\x13\x64rop_to_routable_ms\x18\x13 \x01(\x01\x12\x0c\n\x04\x65tag\x18\x14 \x01(\t\x12\x0f\n\x07version\x18\x15 \x01(\x05\x12\x18\n\x10held_back_digest\x18\x16 \x01(\t\x12\x0e\n\x06pinned\x18\x17 \x01(\x08\x12\x1f\n\x12keep_alive_seconds\x18\x18 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07warning\x18\x19 \x01(\t\x12\x31\n\rlast_use_time\x18\x1a \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x15\n\x13_keep_alive_seconds\"\xd2\x02\n\x0e\x41\x64\x61pterVersion\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07\x63urrent\x18\x03 \x01(\x08\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cpublish_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x66ormat\x18\x07 \x01(\t\x12\x0c\n\x04kind\x18\x08 \x01(\t\x12\x10\n\x08min_rank\x18\t \x01(\x05\x12\x10\n\x08max_rank\x18\n \x01(\x05\x12\x17\n\x0fparameter_count\x18\x0b \x01(\x03\x12\x12\n\ndisk_bytes\x18\x0c \x01(\x03\x12\x16\n\x0eresident_bytes\x18\r \x01(\x03\x12\x15\n\ractive_leases\x18\x0e \x01(\x05\"L\n\x13ListAdaptersRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"T\n\x14ListAdaptersResponse\x12#\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x11.optiq.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x12GetAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.optiq.v1.Adapter\"O\n\x14ImportAdapterRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nadapter_id\x18\x02 \x01(\t\x12\x13\n\x0bsource_path\x18\x03 \x01(\t\";\n\x15ImportAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.optiq.v1.Adapter\"2\n\x14\x44\x65leteAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteAdapterResponse\"\"\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x13LoadAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.optiq.v1.Adapter\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x15UnloadAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.optiq.v1.Adapter\"k\n\x14UpdateAdapterRequest\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.optiq.v1.Adapter\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\";\n\x15UpdateAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.optiq.v1.Adapter\"!\n\x11PinAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x12PinAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.optiq.v1.Adapter\"#\n\x13UnpinAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x14UnpinAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.optiq.v1.Adapter\"S\n\x1aListAdapterVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x1bListAdapterVersionsResponse\x12*\n\x08versions\x18\x01 \x03(\x0b\x32\x18.optiq.v1.AdapterVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"E\n\x16RollbackAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"=\n\x17RollbackAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.optiq.v1.Adapter\"&\n\x14WatchAdaptersRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"\x85\x02\n\x15WatchAdaptersResponse\x12\x38\n\x04type\x18\x01 \x01(\x0e\x32*.optiq.v1.WatchAdaptersResponse.ChangeType\x12\"\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x11.optiq.v1.Adapter\"\x8d\x01\n\nChangeType\x12\x1b\n\x17\x43HANGE_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43HANGE_TYPE_LISTED\x10\x01\x12\x17\n\x13\x43HANGE_TYPE_CHANGED\x10\x02\x12\x17\n\x13\x43HANGE_TYPE_DELETED\x10\x03\x12\x18\n\x14\x43HANGE_TYPE_LIST_END\x10\x04*\xf9\x01\n\x0c\x41\x64\x61pterState\x12\x1d\n\x19\x41\x44\x41PTER_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41\x44\x41PTER_STATE_DISCOVERED\x10\x01\x12\x1c\n\x18\x41\x44\x41PTER_STATE_VALIDATING\x10\x02\x12\x1b\n\x17\x41\x44\x41PTER_STATE_AVAILABLE\x10\x03\x12\x19\n\x15\x41\x44\x41PTER_STATE_LOADING\x10\x04\x12\x1a\n\x16\x41\x44\x41PTER_STATE_RESIDENT\x10\x05\x12\x1b\n\x17\x41\x44\x41PTER_STATE_UNLOADING\x10\x06\x12\x1d\n\x19\x41\x44\x41PTER_STATE_QUARANTINED\x10\x07\x32\xe4\x07\n\x0e\x41\x64\x61pterService\x12M\n\x0cListAdapters\x12\x1d.optiq.v1.ListAdaptersRequest\x1a\x1e.optiq.v1.ListAdaptersResponse\x12G\n\nGetAdapter\x12\x1b.optiq.v1.GetAdapterRequest\x1a\x1c.optiq.v1.GetAdapterResponse\x12P\n\rImportAdapter\x12\x1e.optiq.v1.ImportAdapterRequest\x1a\x1f.optiq.v1.ImportAdapterResponse\x12P\n\rDeleteAdapter\x12\x1e.optiq.v1.DeleteAdapterRequest\x1a\x1f.optiq.v1.DeleteAdapterResponse\x12J\n\x0bLoadAdapter\x12\x1c.optiq.v1.LoadAdapterRequest\x1a\x1d.optiq.v1.LoadAdapterResponse\x12P\n\rUnloadAdapter\x12\x1e.optiq.v1.UnloadAdapterRequest\x1a\x1f.optiq.v1.UnloadAdapterResponse\x12P\n\rUpdateAdapter\x12\x1e.optiq.v1.UpdateAdapterRequest\x1a\x1f.optiq.v1.UpdateAdapterResponse\x12G\n\nPinAdapter\x12\x1b.optiq.v1.PinAdapterRequest\x1a\x1c.optiq.v1.PinAdapterResponse\x12M\n\x0cUnpinAdapter\x12\x1d.optiq.v1.UnpinAdapterRequest\x1a\x1e.optiq.v1.UnpinAdapterResponse\x12\x62\n\x13ListAdapterVersions\x12$.optiq.v1.ListAdapterVersionsRequest\x1a%.optiq.v1.ListAdapterVersionsResponse\x12V\n\x0fRollbackAdapter\x12 .optiq.v1.RollbackAdapterRequest\x1a!.optiq.v1.RollbackAdapterResponse\x12R\n\rWatchAdapters\x12\x1e.optiq.v1.WatchAdaptersRequest\x1a\x1f.optiq.v1.WatchAdaptersResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'optiq_protos.v1.adapter_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ADAPTERSTATE']._serialized_start=1673
-  _globals['_ADAPTERSTATE']._serialized_end=1922
-  _globals['_QUARANTINEREASON']._serialized_start=76
-  _globals['_QUARANTINEREASON']._serialized_end=188
-  _globals['_ADAPTER']._serialized_start=191
-  _globals['_ADAPTER']._serialized_end=696
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=698
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=774
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=776
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=860
-  _globals['_GETADAPTERREQUEST']._serialized_start=862
-  _globals['_GETADAPTERREQUEST']._serialized_end=895
-  _globals['_GETADAPTERRESPONSE']._serialized_start=897
-  _globals['_GETADAPTERRESPONSE']._serialized_end=953
-  _globals['_IMPORTADAPTERREQUEST']._serialized_start=955
-  _globals['_IMPORTADAPTERREQUEST']._serialized_end=1034
-  _globals['_IMPORTADAPTERRESPONSE']._serialized_start=1036
-  _globals['_IMPORTADAPTERRESPONSE']._serialized_end=1095
-  _globals['_DELETEADAPTERREQUEST']._serialized_start=1097
-  _globals['_DELETEADAPTERREQUEST']._serialized_end=1147
-  _globals['_DELETEADAPTERRESPONSE']._serialized_start=1149
-  _globals['_DELETEADAPTERRESPONSE']._serialized_end=1172
-  _globals['_LOADADAPTERREQUEST']._serialized_start=1174
-  _globals['_LOADADAPTERREQUEST']._serialized_end=1208
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=1210
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=1267
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1269
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1305
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1307
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1366
-  _globals['_WATCHADAPTERSREQUEST']._serialized_start=1368
-  _globals['_WATCHADAPTERSREQUEST']._serialized_end=1406
-  _globals['_WATCHADAPTERSRESPONSE']._serialized_start=1409
-  _globals['_WATCHADAPTERSRESPONSE']._serialized_end=1670
-  _globals['_WATCHADAPTERSRESPONSE_CHANGETYPE']._serialized_start=1529
-  _globals['_WATCHADAPTERSRESPONSE_CHANGETYPE']._serialized_end=1670
-  _globals['_ADAPTERSERVICE']._serialized_start=1925
-  _globals['_ADAPTERSERVICE']._serialized_end=2499
+  _globals['_ADAPTERSTATE']._serialized_start=2910
+  _globals['_ADAPTERSTATE']._serialized_end=3159
+  _globals['_QUARANTINEREASON']._serialized_start=110
+  _globals['_QUARANTINEREASON']._serialized_end=222
+  _globals['_ADAPTER']._serialized_start=225
+  _globals['_ADAPTER']._serialized_end=913
+  _globals['_ADAPTERVERSION']._serialized_start=916
+  _globals['_ADAPTERVERSION']._serialized_end=1254
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=1256
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=1332
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1334
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1418
+  _globals['_GETADAPTERREQUEST']._serialized_start=1420
+  _globals['_GETADAPTERREQUEST']._serialized_end=1453
+  _globals['_GETADAPTERRESPONSE']._serialized_start=1455
+  _globals['_GETADAPTERRESPONSE']._serialized_end=1511
+  _globals['_IMPORTADAPTERREQUEST']._serialized_start=1513
+  _globals['_IMPORTADAPTERREQUEST']._serialized_end=1592
+  _globals['_IMPORTADAPTERRESPONSE']._serialized_start=1594
+  _globals['_IMPORTADAPTERRESPONSE']._serialized_end=1653
+  _globals['_DELETEADAPTERREQUEST']._serialized_start=1655
+  _globals['_DELETEADAPTERREQUEST']._serialized_end=1705
+  _globals['_DELETEADAPTERRESPONSE']._serialized_start=1707
+  _globals['_DELETEADAPTERRESPONSE']._serialized_end=1730
+  _globals['_LOADADAPTERREQUEST']._serialized_start=1732
+  _globals['_LOADADAPTERREQUEST']._serialized_end=1766
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=1768
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=1825
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1827
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1863
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1865
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1924
+  _globals['_UPDATEADAPTERREQUEST']._serialized_start=1926
+  _globals['_UPDATEADAPTERREQUEST']._serialized_end=2033
+  _globals['_UPDATEADAPTERRESPONSE']._serialized_start=2035
+  _globals['_UPDATEADAPTERRESPONSE']._serialized_end=2094
+  _globals['_PINADAPTERREQUEST']._serialized_start=2096
+  _globals['_PINADAPTERREQUEST']._serialized_end=2129
+  _globals['_PINADAPTERRESPONSE']._serialized_start=2131
+  _globals['_PINADAPTERRESPONSE']._serialized_end=2187
+  _globals['_UNPINADAPTERREQUEST']._serialized_start=2189
+  _globals['_UNPINADAPTERREQUEST']._serialized_end=2224
+  _globals['_UNPINADAPTERRESPONSE']._serialized_start=2226
+  _globals['_UNPINADAPTERRESPONSE']._serialized_end=2284
+  _globals['_LISTADAPTERVERSIONSREQUEST']._serialized_start=2286
+  _globals['_LISTADAPTERVERSIONSREQUEST']._serialized_end=2369
+  _globals['_LISTADAPTERVERSIONSRESPONSE']._serialized_start=2371
+  _globals['_LISTADAPTERVERSIONSRESPONSE']._serialized_end=2469
+  _globals['_ROLLBACKADAPTERREQUEST']._serialized_start=2471
+  _globals['_ROLLBACKADAPTERREQUEST']._serialized_end=2540
+  _globals['_ROLLBACKADAPTERRESPONSE']._serialized_start=2542
+  _globals['_ROLLBACKADAPTERRESPONSE']._serialized_end=2603
+  _globals['_WATCHADAPTERSREQUEST']._serialized_start=2605
+  _globals['_WATCHADAPTERSREQUEST']._serialized_end=2643
+  _globals['_WATCHADAPTERSRESPONSE']._serialized_start=2646
+  _globals['_WATCHADAPTERSRESPONSE']._serialized_end=2907
+  _globals['_WATCHADAPTERSRESPONSE_CHANGETYPE']._serialized_start=2766
+  _globals['_WATCHADAPTERSRESPONSE_CHANGETYPE']._serialized_end=2907
+  _globals['_ADAPTERSERVICE']._serialized_start=3162
+  _globals['_ADAPTERSERVICE']._serialized_end=4158
 # @@protoc_insertion_point(module_scope)

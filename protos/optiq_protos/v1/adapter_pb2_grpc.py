@@ -65,6 +65,31 @@ class AdapterServiceStub:
                 request_serializer=optiq__protos_dot_v1_dot_adapter__pb2.UnloadAdapterRequest.SerializeToString,
                 response_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.UnloadAdapterResponse.FromString,
                 _registered_method=True)
+        self.UpdateAdapter = channel.unary_unary(
+                '/optiq.v1.AdapterService/UpdateAdapter',
+                request_serializer=optiq__protos_dot_v1_dot_adapter__pb2.UpdateAdapterRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.UpdateAdapterResponse.FromString,
+                _registered_method=True)
+        self.PinAdapter = channel.unary_unary(
+                '/optiq.v1.AdapterService/PinAdapter',
+                request_serializer=optiq__protos_dot_v1_dot_adapter__pb2.PinAdapterRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.PinAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnpinAdapter = channel.unary_unary(
+                '/optiq.v1.AdapterService/UnpinAdapter',
+                request_serializer=optiq__protos_dot_v1_dot_adapter__pb2.UnpinAdapterRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.UnpinAdapterResponse.FromString,
+                _registered_method=True)
+        self.ListAdapterVersions = channel.unary_unary(
+                '/optiq.v1.AdapterService/ListAdapterVersions',
+                request_serializer=optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterVersionsRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterVersionsResponse.FromString,
+                _registered_method=True)
+        self.RollbackAdapter = channel.unary_unary(
+                '/optiq.v1.AdapterService/RollbackAdapter',
+                request_serializer=optiq__protos_dot_v1_dot_adapter__pb2.RollbackAdapterRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.RollbackAdapterResponse.FromString,
+                _registered_method=True)
         self.WatchAdapters = channel.unary_stream(
                 '/optiq.v1.AdapterService/WatchAdapters',
                 request_serializer=optiq__protos_dot_v1_dot_adapter__pb2.WatchAdaptersRequest.SerializeToString,
@@ -117,6 +142,41 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateAdapter(self, request, context):
+        """Sets `pinned` and `keep_alive_seconds`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinAdapter(self, request, context):
+        """Loads the adapter and keeps it in the engine whatever others ask for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinAdapter(self, request, context):
+        """Lets the adapter make room for others again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdapterVersions(self, request, context):
+        """The versions that a name keeps, the one that it pointed to last first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackAdapter(self, request, context):
+        """Points the name to a kept version. The folder is not changed; its content is published again when it changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchAdapters(self, request, context):
         """Lists, then streams every change.
         """
@@ -156,6 +216,31 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.UnloadAdapter,
                     request_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.UnloadAdapterRequest.FromString,
                     response_serializer=optiq__protos_dot_v1_dot_adapter__pb2.UnloadAdapterResponse.SerializeToString,
+            ),
+            'UpdateAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAdapter,
+                    request_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.UpdateAdapterRequest.FromString,
+                    response_serializer=optiq__protos_dot_v1_dot_adapter__pb2.UpdateAdapterResponse.SerializeToString,
+            ),
+            'PinAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinAdapter,
+                    request_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.PinAdapterRequest.FromString,
+                    response_serializer=optiq__protos_dot_v1_dot_adapter__pb2.PinAdapterResponse.SerializeToString,
+            ),
+            'UnpinAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinAdapter,
+                    request_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.UnpinAdapterRequest.FromString,
+                    response_serializer=optiq__protos_dot_v1_dot_adapter__pb2.UnpinAdapterResponse.SerializeToString,
+            ),
+            'ListAdapterVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapterVersions,
+                    request_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterVersionsRequest.FromString,
+                    response_serializer=optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterVersionsResponse.SerializeToString,
+            ),
+            'RollbackAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackAdapter,
+                    request_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.RollbackAdapterRequest.FromString,
+                    response_serializer=optiq__protos_dot_v1_dot_adapter__pb2.RollbackAdapterResponse.SerializeToString,
             ),
             'WatchAdapters': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchAdapters,
@@ -326,6 +411,141 @@ class AdapterService:
             '/optiq.v1.AdapterService/UnloadAdapter',
             optiq__protos_dot_v1_dot_adapter__pb2.UnloadAdapterRequest.SerializeToString,
             optiq__protos_dot_v1_dot_adapter__pb2.UnloadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optiq.v1.AdapterService/UpdateAdapter',
+            optiq__protos_dot_v1_dot_adapter__pb2.UpdateAdapterRequest.SerializeToString,
+            optiq__protos_dot_v1_dot_adapter__pb2.UpdateAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optiq.v1.AdapterService/PinAdapter',
+            optiq__protos_dot_v1_dot_adapter__pb2.PinAdapterRequest.SerializeToString,
+            optiq__protos_dot_v1_dot_adapter__pb2.PinAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optiq.v1.AdapterService/UnpinAdapter',
+            optiq__protos_dot_v1_dot_adapter__pb2.UnpinAdapterRequest.SerializeToString,
+            optiq__protos_dot_v1_dot_adapter__pb2.UnpinAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdapterVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optiq.v1.AdapterService/ListAdapterVersions',
+            optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterVersionsRequest.SerializeToString,
+            optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optiq.v1.AdapterService/RollbackAdapter',
+            optiq__protos_dot_v1_dot_adapter__pb2.RollbackAdapterRequest.SerializeToString,
+            optiq__protos_dot_v1_dot_adapter__pb2.RollbackAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
