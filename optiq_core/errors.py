@@ -6,6 +6,7 @@
     ├── BaseModelError      a base that cannot be loaded
     ├── AdapterError        an adapter folder that cannot be served
     ├── DataError           training data that cannot be read
+    ├── QuantizationError   bits that cannot be measured or allocated
     └── TrainingError       a run that cannot start or go on
 
 Messages name the file and the field and say what would be right. They never hold prompt text.
@@ -60,6 +61,10 @@ class AdapterError(OptiqError):
 
 class DataError(OptiqError):
     """Training data that cannot be read; the message names file and line."""
+
+
+class QuantizationError(OptiqError):
+    """A conversion, a calibration text or an evaluation that cannot be used as asked."""
 
 
 class TrainingError(OptiqError):

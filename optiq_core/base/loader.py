@@ -76,7 +76,7 @@ def resolve_base(model: str, *, progress: Progress | None = None) -> Path:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
         return _imported(path, digest, say)
     if path.is_dir():
-        _check_folder(path)
+        check_folder(path)
         return path.resolve()
     if path.exists():
         raise BaseModelError(f"{path}: expected a folder of an mlx-lm model, or a .gguf file")
@@ -102,38 +102,44 @@ def load_base(folder: Path, *, profile: DeviceProfile | None = None) -> LoadedBa
     from mlx.utils import tree_flatten
     from mlx_lm.utils import load_model, load_tokenizer
 
-    digest = _check_folder(folder)
+    digest = check_folder(folder)
     try:
         model, config = load_model(folder, lazy=True)
-        tokenizer = load_tokenizer(folder, eos_token_ids=_eos_ids(config))
+        tokenizer = load_tokenizer(folder, eos_token_ids=eos_ids(config))
     except Exception as error:  # mlx-lm raises whatever its model classes raise
         raise BaseModelError(f"{folder}: mlx-lm cannot load it: {error}") from error
     if profile.dense:
-        _make_dense(model)
+        make_dense(model, mx.float32)
     mx.eval(model.parameters())
     memory = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
     return LoadedBase(model, tokenizer, config, folder, digest, profile, memory, read_metadata(folder))
 
 
-def _make_dense(model: Any) -> None:
-    """Dequantize every module to float32, in place.
+def make_dense(model: Any, dtype: Any) -> None:
+    """Dequantize every module, in place.
 
     Scales are widened before the product is formed: float16 arithmetic would round the weights once more.
+
+    Args:
+        model: an mlx-lm model.
+        dtype: of all floats afterwards; None leaves them as they are.
     """
-    import mlx.core as mx
     from mlx_lm.utils import dequantize_model
 
-    model.set_dtype(mx.float32)
+    if dtype is not None:
+        model.set_dtype(dtype)
     dequantize_model(model)
-    model.set_dtype(mx.float32)
+    if dtype is not None:
+        model.set_dtype(dtype)
 
 
-def _eos_ids(config: dict[str, Any]) -> list[int] | None:
+def eos_ids(config: dict[str, Any]) -> list[int] | None:
+    """Return the tokens that end a turn, as mlx-lm's tokenizer loader takes them."""
     ids = config.get("eos_token_id")
     return [ids] if isinstance(ids, int) else ids
 
 
-def _check_folder(folder: Path) -> str:
+def check_folder(folder: Path) -> str:
     """Return the digest of a base folder after checking that its weight files are complete."""
     hasher = hashlib.sha256(json.dumps(read_config(folder), sort_keys=True).encode())
     for file in weight_files(folder):
@@ -165,5 +171,5 @@ def _from_hub(model: str, say: Progress) -> Path:
         folder = Path(_download(model))
     except Exception as error:  # the hub client raises its own, requests' and OS errors
         raise BaseModelError(f"{model}: not a local folder, and the hub did not provide it: {error}") from error
-    _check_folder(folder)
+    check_folder(folder)
     return folder

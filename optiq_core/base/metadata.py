@@ -27,11 +27,41 @@ class ModuleBits(msgspec.Struct, frozen=True, omit_defaults=True):
         bits: bits per weight, scales not counted.
         group_size: weights that share a scale; 0 where the weight is not quantized.
         mode: MLX's quantization mode, empty where the weight is not quantized.
+        kl: what each candidate that the conversion considered does to the output when only this module has it, by the
+            candidate's name; nats per token, or a rating where the conversion's method is static.
     """
 
     bits: int
     group_size: int = 0
     mode: str = ""
+    kl: dict[str, float] = {}
+
+
+class Conversion(msgspec.Struct, frozen=True, kw_only=True):
+    """How `optiq convert` chose the bits.
+
+    Attributes:
+        method: ``kl``, ``gradient`` or ``static``.
+        allocator: ``greedy`` or ``exact``.
+        target_bpw, achieved_bpw: bits per weight, scales and everything else in the file included.
+        candidates: names of the options, cheapest first, for example ``4g64``, ``8g64``, ``mxfp4``.
+        reference: the candidate whose KL ranks modules by sensitivity.
+        calibration: name, digest and number of tokens of the text; empty for the static method.
+        protected: patterns of the modules that were to get the best candidate.
+        unprotected: modules of these that the target left no room for.
+        notes: what else is worth knowing, one sentence each.
+    """
+
+    method: str
+    allocator: str
+    target_bpw: float
+    achieved_bpw: float
+    candidates: list[str]
+    reference: str
+    calibration: dict[str, str] = {}
+    protected: list[str] = []
+    unprotected: list[str] = []
+    notes: list[str] = []
 
 
 class BaseMetadata(msgspec.Struct, frozen=True):
@@ -42,12 +72,14 @@ class BaseMetadata(msgspec.Struct, frozen=True):
         bits_per_weight: bytes of all weights on disk, scales included, times 8, over the number of parameters.
         source: where the base came from.
         versions: packages that made the file.
+        conversion: how the bits were chosen, for a folder that `optiq convert` wrote.
     """
 
     modules: dict[str, ModuleBits]
     bits_per_weight: float
     source: dict[str, str] = {}
     versions: dict[str, str] = {}
+    conversion: Conversion | None = None
     format_version: int = 1
 
     @property
@@ -60,9 +92,19 @@ class BaseMetadata(msgspec.Struct, frozen=True):
         module = self.modules.get(path)
         return module.bits if module else None
 
+    def kl_of(self, path: str) -> float | None:
+        """Return a module's KL at the conversion's reference candidate in nats; None where none was measured."""
+        module = self.modules.get(path)
+        if module is None or self.conversion is None or self.conversion.method == "static":
+            return None
+        return module.kl.get(self.conversion.reference)
+
 
 def read_metadata(folder: Path) -> BaseMetadata:
     """Read a base's metadata, or derive it where the file is absent.
+
+    Folders of mlx-optiq carry a file of the same name in another form; it is recognized by its lack of ``modules``, and
+    the precision is read from the weights.
 
     Raises:
         BaseModelError: a file is missing, damaged, or of a newer format.
@@ -71,7 +113,10 @@ def read_metadata(folder: Path) -> BaseMetadata:
     if not path.exists():
         return derive_metadata(folder)
     try:
-        metadata = msgspec.json.decode(path.read_bytes(), type=BaseMetadata)
+        content = msgspec.json.decode(path.read_bytes())
+        if isinstance(content, dict) and "modules" not in content and "format_version" not in content:
+            return derive_metadata(folder)
+        metadata = msgspec.convert(content, type=BaseMetadata)
     except msgspec.MsgspecError as error:
         raise BaseModelError(f"{path}: {error}") from error
     if metadata.format_version != 1:
@@ -114,7 +159,7 @@ def derive_metadata(folder: Path, source: dict[str, str] | None = None) -> BaseM
             modules[path] = ModuleBits(
                 bits,
                 int(chosen.get("group_size", quantization.get("group_size", 64))),
-                str(chosen.get("mode", quantization.get("mode", "affine"))),
+                str(chosen.get("mode", "affine")),
             )
             parameters += size * 32 // bits
             continue

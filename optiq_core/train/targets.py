@@ -37,7 +37,7 @@ def rank_targets(model: Any, metadata: Any, config: TrainConfig) -> list[Target]
     targets = []
     for path in paths:
         inputs, outputs = _dims(modules[path])
-        targets.append(Target(path, inputs, outputs, bits=metadata.bits_of(path)))
+        targets.append(Target(path, inputs, outputs, bits=metadata.bits_of(path), kl=metadata.kl_of(path)))
     return targets
 
 

@@ -25,6 +25,8 @@ SUMMARIES = {
     "jobs": "Submit, watch and cancel training jobs.",
     "lora": "Train LoRA adapters and inspect them.",
     "data": "Check training data before training on it.",
+    "convert": "Quantize MODEL with more bits where it is sensitive.",
+    "eval": "Score MODEL: perplexity on a text, KL to a reference, exact-match accuracy on questions.",
     "bench": "Measure against a named baseline in one run.",
     "config": "Show the settings and where they come from.",
 }
