@@ -20,16 +20,16 @@ from optiq_core.adapters.tensors import base_weight
 from optiq_core.base import BaseMetadata, LoadedBase, setup_device
 
 
-def tiny_model(seed: int = 0, *, layers: int = 2, vocab: int = 64) -> llama.Model:
+def tiny_model(seed: int = 0, *, layers: int = 2, vocab: int = 64, hidden: int = 64, heads: int = 4) -> llama.Model:
     """Two blocks, 64 wide, grouped-query attention; the same seed gives the same weights."""
     mx.random.seed(seed)
     model = llama.Model(
         llama.ModelArgs(
             model_type="llama",
-            hidden_size=64,
+            hidden_size=hidden,
             num_hidden_layers=layers,
             intermediate_size=128,
-            num_attention_heads=4,
+            num_attention_heads=heads,
             num_key_value_heads=2,
             rms_norm_eps=1e-5,
             vocab_size=vocab,

@@ -1,0 +1,1 @@
+"""Compressed KV caches: affine, rotated affine and TurboQuant, per layer, alone or in batches."""

@@ -1,0 +1,89 @@
+"""Affine quantization of keys and values by mlx's own kernels, plain or in a randomly rotated space.
+
+Both keep `mx.quantized_matmul`, which Metal and CUDA run fused. The rotation spreads the few large channels of keys
+over all of them, which is most of what affine quantization loses on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from .attention import group_queries, masked_softmax
+from .codec import Parts
+from .rotation import random_rotation
+
+GROUP_SIZES = (32, 64, 128)
+BITS = (2, 3, 4, 5, 6, 8)
+
+
+class AffineCodec:
+    """`mx.quantize` along the channels of a head.
+
+    Args:
+        head_dim: channels of a head, a multiple of the group size.
+        bits: 2, 3, 4, 5, 6 or 8.
+        group_size: channels that share a scale and a bias: 32, 64 or 128.
+        seed: of a random rotation; None for none.
+
+    Raises:
+        ValueError: mlx cannot quantize like this.
+    """
+
+    def __init__(self, head_dim: int, bits: int, group_size: int, seed: int | None = None) -> None:
+        if bits not in BITS or group_size not in GROUP_SIZES or head_dim % group_size:
+            raise ValueError(
+                f"affine caches take bits of {BITS}, group sizes of {GROUP_SIZES} and head dimensions that are a "
+                f"multiple of the group size; got {bits} bits, group size {group_size}, head dimension {head_dim}"
+            )
+        self.dim, self.bits, self.group_size, self.seed = head_dim, bits, group_size, seed
+        self._rotation = None if seed is None else random_rotation(head_dim, seed)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AffineCodec:
+        return self
+
+    @property
+    def spec(self) -> str:
+        """``affine:BITS:DIM:GROUP`` or ``rotated:BITS:DIM:GROUP:SEED``."""
+        shared = f"{self.bits}:{self.dim}:{self.group_size}"
+        return f"affine:{shared}" if self.seed is None else f"rotated:{shared}:{self.seed}"
+
+    def encode(self, x: mx.array) -> Parts:
+        """Compress [B, Hkv, L, D] into packed weights uint32, scales and biases of x's dtype."""
+        if self._rotation is not None:
+            x = x @ self._rotation.astype(x.dtype).T
+        packed, scales, biases = mx.quantize(x, group_size=self.group_size, bits=self.bits)
+        return packed, scales, biases
+
+    def decode(self, parts: Parts, dtype: mx.Dtype) -> mx.array:
+        """Return the vectors that attention sees, [B, Hkv, T, D], in the space of the original ones."""
+        packed, scales, biases = parts
+        x = mx.dequantize(packed, scales, biases, group_size=self.group_size, bits=self.bits)
+        return (x if self._rotation is None else x @ self._rotation.astype(x.dtype)).astype(dtype)
+
+    def attend(
+        self,
+        queries: mx.array,
+        keys: Parts,
+        values: Parts,
+        *,
+        scale: float,
+        mask: mx.array | str | None,
+        sinks: mx.array | None,
+    ) -> mx.array:
+        """Attention by quantized products; see :meth:`optiq_core.kv.codec.Codec.attend`."""
+        rotation = None if self._rotation is None else self._rotation.astype(queries.dtype)
+        scaled = queries * scale
+        if rotation is not None:
+            scaled = scaled @ rotation.T
+        grouped = group_queries(scaled, keys[0].shape[1])
+        weights = masked_softmax(self._product(grouped, keys, transpose=True), queries.shape[2], mask, sinks)
+        out = self._product(weights, values, transpose=False).reshape(queries.shape)
+        return out if rotation is None else out @ rotation
+
+    def _product(self, x: mx.array, parts: Parts, *, transpose: bool) -> mx.array:
+        packed, scales, biases = parts
+        return mx.quantized_matmul(
+            x, packed, scales, biases, transpose=transpose, group_size=self.group_size, bits=self.bits
+        )
