@@ -76,8 +76,9 @@ class App:
         # batch, and a cancelled request leaves a step after its place here is free.
         places = settings.max_batch + settings.max_queue
         batch = ["--max-batch", str(settings.max_batch), "--max-queue", str(2 * places)]
+        loading = ["--load-in", settings.load_in] if settings.load_in else []
         self.engine = EngineSupervisor(
-            [ENGINE_MODULE, "--model", settings.model, *batch],
+            [ENGINE_MODULE, "--model", settings.model, *loading, *batch],
             home,
             paths.logs_path(home) / "engine.log",
             self.events,
@@ -92,6 +93,7 @@ class App:
             paths.jobs_path(home),
             silence_s=settings.trainer_silence_s,
             attempts=settings.trainer_attempts,
+            load_in=settings.load_in,
         )
         self._mounts = dict(mounts or {})
         self._tasks = Tasks()

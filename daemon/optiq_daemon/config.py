@@ -39,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     home: str = ""
     model: Annotated[str, msgspec.Meta(min_length=1)] = "embedded"
+    load_in: Literal["", "4bit", "6bit", "8bit", "mxfp4"] = ""
     address: str = ""
     http_host: Annotated[str, msgspec.Meta(min_length=1)] = "127.0.0.1"
     http_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
@@ -65,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 DESCRIPTIONS: dict[str, str] = {
     "home": "Folder of this daemon: sockets, drop folder, store, jobs, logs.",
     "model": "Base model: 'embedded', a local mlx-lm folder, a .gguf file, or a hub id.",
+    "load_in": "Quantize an unquantized base at load: 4bit, 6bit, 8bit or mxfp4; empty for as it is.",
     "address": "Where clients connect: empty for the Unix socket in the home's run folder, "
     "unix:/path for another one, or a loopback host:port for TCP.",
     "http_host": "Loopback address of the HTTP gateway.",

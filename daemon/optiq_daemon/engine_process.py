@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from optiq_core.base.load_in import LOAD_IN
 from optiq_core.errors import OptiqError
 from optiq_daemon import errors
 from optiq_daemon.interceptor import MAX_REQUEST_BYTES, ErrorInterceptor
@@ -79,7 +80,10 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             log.info("%s", note)
         from optiq_core.engine.engine import Engine
 
-        base = load_base(resolve_base(self._settings.model, progress=lambda text: log.info("%s", text)))
+        folder = resolve_base(self._settings.model, progress=lambda text: log.info("%s", text))
+        base = load_base(folder, profile=profile, load_in=self._settings.load_in)
+        for note in base.profile.notes[len(profile.notes) :]:
+            log.warning("%s", note)
         log.info("base %s: %.0f MB, %.2f bits per weight", base.path, base.memory_bytes / 1e6, base.bits_per_weight)
         engine = Engine(
             base,
@@ -326,6 +330,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="optiq_daemon.engine_process", description="Serve one base on a socket.")
     parser.add_argument("--model", required=True, help="folder, .gguf file, hub id, or 'embedded'")
     parser.add_argument("--socket", required=True, type=Path, help="private Unix socket to serve on")
+    parser.add_argument("--load-in", choices=LOAD_IN, help="quantize an unquantized base while it is loaded")
     parser.add_argument("--max-batch", type=int, default=16, help="rows that decode together at most")
     parser.add_argument("--max-queue", type=int, default=256, help="requests that may wait")
     parser.add_argument("--prefill-chunk", type=int, default=512, help="prompt tokens between two decode steps")

@@ -42,6 +42,7 @@ class JobQueue:
         folder: one folder per job below it.
         silence_s: seconds without a sign of life after which a trainer is killed.
         attempts: trainer processes that may die in a row without a new checkpoint.
+        load_in: how the base is quantized at load, as the engine has it; empty for as it is.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class JobQueue:
         *,
         silence_s: float,
         attempts: int,
+        load_in: str = "",
     ) -> None:
         self._store = store
         self._events = events
@@ -62,6 +64,7 @@ class JobQueue:
         self._folder = folder
         self._silence_s = silence_s
         self._attempts = attempts
+        self._load_in = load_in
         self._table = JobTable(store)
         # Jobs that have not ended live here, so that the runner and the RPCs change one object.
         self._open: dict[JobKey, JobRecord] = {}
@@ -231,6 +234,7 @@ class JobQueue:
         folder.mkdir(parents=True, exist_ok=True)
         job = {
             "base_path": base_path,
+            "load_in": self._load_in or None,
             "config": msgspec.to_builtins(record.config),
             "adapter_id": record.adapter_id,
             "job": record.key.name,

@@ -25,6 +25,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from optiq_core.base.load_in import LoadIn
 from optiq_core.errors import OptiqError, TrainingError
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.events import (
@@ -50,9 +51,10 @@ EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 3
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Content of ``job.json``: base folder, settings, and the names that the log shows."""
+    """Content of ``job.json``: base folder, how it is quantized at load, settings, and the names that the log shows."""
 
     base_path: str
+    load_in: LoadIn | None = None
     config: TrainConfig
     adapter_id: str
     job: str
@@ -179,7 +181,7 @@ def _train(job: Job, job_dir: Path, adapter: Path, pipe: EventPipe, signals: Sig
         asked = signals.poll()
         return "cancel" if asked == "cancel" else "stop" if asked == "stop" else "go"
 
-    base = load_base(Path(job.base_path), profile=profile)
+    base = load_base(Path(job.base_path), profile=profile, load_in=job.load_in)
     data = load_data(job.config.data_path, base.tokenizer, job.config)
     result = train(
         base,

@@ -5,13 +5,16 @@ anything imports MLX.
 """
 
 from .device import DeviceProfile, setup_device
+from .load_in import LOAD_IN, LoadIn
 from .loader import EMBEDDED, LoadedBase, load_base, resolve_base
 from .metadata import BaseMetadata, ModuleBits, read_metadata
 
 __all__ = [
     "EMBEDDED",
+    "LOAD_IN",
     "BaseMetadata",
     "DeviceProfile",
+    "LoadIn",
     "LoadedBase",
     "ModuleBits",
     "load_base",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import BaseModelError
 from .device import DeviceProfile, setup_device
 from .embedded import MODEL_NAME, SHA256, Progress, embedded_gguf
+from .load_in import LoadIn, quantize_at_load
 from .metadata import BaseMetadata, read_config, read_metadata, read_safetensors_header, weight_files
 from .paths import cache_path
 
@@ -28,10 +29,10 @@ class LoadedBase:
         tokenizer: mlx-lm's tokenizer wrapper.
         config: content of `config.json`.
         path: the mlx-lm folder it came from.
-        digest: hex SHA-256 over the configuration and the weight files' headers.
+        digest: hex SHA-256 over the configuration, the weight files' headers and how it was quantized at load.
         profile: the device profile it was loaded for.
         memory_bytes: bytes of the weights as computed with.
-        metadata: bits of every module on disk.
+        metadata: bits of every module on disk, or as quantized at load.
     """
 
     model: Any
@@ -45,7 +46,7 @@ class LoadedBase:
 
     @property
     def bits_per_weight(self) -> float:
-        """Mean bits per weight on disk, scales included."""
+        """Mean bits per weight on disk or as quantized at load, scales included."""
         return self.metadata.bits_per_weight
 
     @property
@@ -87,15 +88,16 @@ def resolve_base(model: str, *, progress: Progress | None = None) -> Path:
     )
 
 
-def load_base(folder: Path, *, profile: DeviceProfile | None = None) -> LoadedBase:
+def load_base(folder: Path, *, profile: DeviceProfile | None = None, load_in: LoadIn | None = None) -> LoadedBase:
     """Load a base for the device.
 
     Args:
         folder: an mlx-lm model folder, as :func:`resolve_base` returns it.
         profile: the device profile; chosen if absent.
+        load_in: quantize an unquantized base to this; what could not be done as asked is in the profile's notes.
 
     Raises:
-        BaseModelError: the folder is incomplete, damaged, or of an unknown architecture.
+        BaseModelError: the folder is incomplete, damaged, of an unknown architecture, or quantized already.
     """
     profile = profile or setup_device()
     import mlx.core as mx
@@ -108,11 +110,16 @@ def load_base(folder: Path, *, profile: DeviceProfile | None = None) -> LoadedBa
         tokenizer = load_tokenizer(folder, eos_token_ids=eos_ids(config))
     except Exception as error:  # mlx-lm raises whatever its model classes raise
         raise BaseModelError(f"{folder}: mlx-lm cannot load it: {error}") from error
+    metadata = read_metadata(folder)
+    if load_in:
+        metadata, notes = quantize_at_load(model, metadata, load_in, folder)
+        profile = replace(profile, notes=(*profile.notes, *notes))
+        digest = hashlib.sha256(f"{digest} {load_in}".encode()).hexdigest()
     if profile.dense:
         make_dense(model, mx.float32)
     mx.eval(model.parameters())
     memory = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
-    return LoadedBase(model, tokenizer, config, folder, digest, profile, memory, read_metadata(folder))
+    return LoadedBase(model, tokenizer, config, folder, digest, profile, memory, metadata)
 
 
 def make_dense(model: Any, dtype: Any) -> None:

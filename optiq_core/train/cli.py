@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from optiq_core.base.load_in import LOAD_IN, LoadIn
 from optiq_core.errors import OptiqError, TrainingError
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.options import rank_options
@@ -33,7 +34,8 @@ def lora() -> None:
 
 @lora.command(
     epilog="\b\nExamples:\n  optiq lora train embedded --data ./units -o ./units-adapter\n"
-    "  optiq lora train ./my-base --data ./tone -o ./tone-adapter --rank 16 --rank-scaling constant --json"
+    "  optiq lora train ./my-base --data ./tone -o ./tone-adapter --rank 16 --rank-scaling constant --json\n"
+    "  optiq lora train Qwen/Qwen3-1.7B --load-in 4bit --data ./tone -o ./tone-adapter     # QLoRA"
 )
 @click.argument("base")
 @click.option("--data", "data_path", required=True, help="Folder with train.jsonl and optionally valid.jsonl.")
@@ -56,9 +58,23 @@ def lora() -> None:
 @click.option("--steps-per-eval", default=100, show_default=True)
 @click.option("--steps-per-checkpoint", default=50, show_default=True)
 @click.option("--grad-checkpoint", is_flag=True, help="Recompute activations: less memory, more time.")
+@click.option(
+    "--load-in",
+    type=click.Choice(LOAD_IN),
+    help="QLoRA: quantize an unquantized base at load, in groups of 128 (mxfp4: 32).",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the output folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def train(base: str, output: Path, target_modules: str, overwrite: bool, as_json: bool, **options: Any) -> None:
+def train(
+    *,
+    base: str,
+    output: Path,
+    target_modules: str,
+    load_in: LoadIn | None,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Train an adapter on BASE: a folder, a GGUF file, a hub id, or `embedded`.
 
     Interrupted with Ctrl-C it saves a checkpoint beside the output folder; the same command goes on from there.
@@ -69,7 +85,7 @@ def train(base: str, output: Path, target_modules: str, overwrite: bool, as_json
     checkpoint = output.parent / f"{output.name}.checkpoint"
     try:
         config.validate()
-        result = _train(base, config, output, checkpoint, overwrite)
+        result = _train(base, config, output, checkpoint, load_in=load_in, overwrite=overwrite)
     except TrainingError as error:
         raise (click.UsageError(str(error)) if error.field else click.ClickException(str(error))) from error
     except OptiqError as error:
@@ -85,7 +101,9 @@ def train(base: str, output: Path, target_modules: str, overwrite: bool, as_json
         click.echo(output)
 
 
-def _train(base: str, config: TrainConfig, output: Path, checkpoint: Path, overwrite: bool) -> TrainResult:
+def _train(
+    base: str, config: TrainConfig, output: Path, checkpoint: Path, *, load_in: LoadIn | None, overwrite: bool
+) -> TrainResult:
     from optiq_core.train.data import check_data
 
     check_data(config.data_path)
@@ -97,7 +115,9 @@ def _train(base: str, config: TrainConfig, output: Path, checkpoint: Path, overw
     from optiq_core.train.trainer import train
 
     folder = resolve_base(base, progress=lambda message: click.echo(message, err=True))
-    loaded = load_base(folder, profile=profile)
+    loaded = load_base(folder, profile=profile, load_in=load_in)
+    for note in loaded.profile.notes[len(profile.notes) :]:
+        click.echo(note, err=True)
     click.echo(f"{folder.name} on {profile.name}, {profile.compute}", err=True)
     interrupted: list[int] = []
 

@@ -12,6 +12,7 @@ from optiq_daemon.config import flag_of
 
 _OPTIONS: tuple[tuple[str, str, type, str], ...] = (
     ("model", "MODEL", str, "Base: 'embedded' (SmolLM2-135M), an mlx-lm folder, a .gguf file, or a hub id."),
+    ("load-in", "PRECISION", str, "Quantize an unquantized base at load: 4bit, 6bit, 8bit or mxfp4."),
     ("home", "DIR", str, "Folder of this daemon: sockets, drop folder, store, jobs, logs. One daemon per home."),
     ("address", "ADDR", str, "Also listen here: unix:/path, or a loopback host:port for gRPC over TCP (not HTTP)."),
     ("http-host", "HOST", str, "Loopback address of the HTTP gateway [127.0.0.1]."),
