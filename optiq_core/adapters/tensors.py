@@ -25,7 +25,7 @@ class DeltaTensors:
     """What one adapter adds to one module.
 
     Attributes:
-        a: [in, rank].
+        a: [in, rank], lying in memory by ranks.
         b: [rank, out], the scale (and DoRA's gain) folded in.
         gain: [out], DoRA's ``g - 1``; None for LoRA.
     """
@@ -74,7 +74,7 @@ def _delta(raw: dict[str, mx.array], spec: ModuleDelta, file: str, linear: nn.Mo
         factor = magnitude / mx.linalg.norm(merged, axis=1)
         b = b * factor
         gain = (factor - 1).astype(dtype)
-    return DeltaTensors(mx.contiguous(a.astype(dtype)), mx.contiguous(b.astype(dtype)), gain)
+    return DeltaTensors(mx.contiguous(a.T.astype(dtype)).T, mx.contiguous(b.astype(dtype)), gain)
 
 
 def combine(parts: Sequence[tuple[Mapping[str, DeltaTensors], float]]) -> dict[str, DeltaTensors]:
@@ -96,7 +96,7 @@ def combine(parts: Sequence[tuple[Mapping[str, DeltaTensors], float]]) -> dict[s
 def _combine_module(deltas: list[tuple[DeltaTensors, float]]) -> DeltaTensors:
     gains = [weight * delta.gain for delta, weight in deltas if delta.gain is not None]
     return DeltaTensors(
-        a=mx.concatenate([delta.a for delta, _ in deltas], axis=1),
+        a=mx.concatenate([delta.a.T for delta, _ in deltas]).T,
         b=mx.concatenate([weight * delta.b for delta, weight in deltas], axis=0),
         gain=sum(gains[1:], gains[0]) if gains else None,
     )

@@ -71,7 +71,8 @@ class RowAdapters:
 
     def _set(self, handles: list[SlotHandle], factors: list[float]) -> None:
         self._handles, self._factors = handles, factors
-        self._built = False
+        # What is no longer used must not keep its pages.
+        self._rows, self._built = None, False
 
 
 class MixedAdapterModel(nn.Module):
