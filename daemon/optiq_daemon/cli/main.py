@@ -21,6 +21,7 @@ SUMMARIES = {
     "tui": "Watch adapters, jobs and requests in a dashboard.",
     "ps": "Show the base, the engine, resident adapters and live requests.",
     "generate": "Generate text with an adapter.",
+    "chat": "Talk with an adapter, and switch adapters on the way.",
     "adapters": "List, import, load and remove adapters.",
     "jobs": "Submit, watch and cancel training jobs.",
     "lora": "Train LoRA adapters and inspect them.",
@@ -28,6 +29,10 @@ SUMMARIES = {
     "convert": "Quantize MODEL with more bits where it is sensitive.",
     "eval": "Score MODEL: perplexity on a text, KL to a reference, exact-match accuracy on questions.",
     "bench": "Measure against a named baseline in one run.",
+    "logs": "Show the logs of daemon, engine and trainer, in order of time.",
+    "doctor": "Look at versions, settings, disk, socket, daemon, engine, device, BLAS and memory ceilings.",
+    "service": "Start the daemon at login.",
+    "completion": "Print the completion script of a shell.",
     "config": "Show the settings and where they come from.",
 }
 
@@ -38,7 +43,7 @@ Examples:
   optiq generate --adapter roman "What is 12?"  use it
   optiq tui                                     watch
 \b
-Completion: eval "$(_OPTIQ_COMPLETE=zsh_source optiq)"  (or bash_source, fish_source)
+Completion: eval "$(optiq completion zsh)"  (or bash, fish)
 \b
 Exit codes: 0 ok, 1 failed, 2 usage, 3 try again.
 """

@@ -24,9 +24,14 @@ class DemoError(OptiqError):
 
 
 class DaemonHost:
-    """A daemon with the embedded base in a temporary home."""
+    """A daemon with the embedded base in a temporary home.
 
-    def __init__(self) -> None:
+    Args:
+        options: further flags of `optiq serve`.
+    """
+
+    def __init__(self, *options: str) -> None:
+        self._options = options
         self.home = Path(tempfile.mkdtemp(prefix="optiq-demo-"))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -48,7 +53,7 @@ class DaemonHost:
         with log:
             # A session of its own: Ctrl-C in the demo's terminal must not reach it before the demo has cleaned up.
             self._process = subprocess.Popen(
-                [*command, "--model", EMBEDDED],
+                [*command, "--model", EMBEDDED, *self._options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
