@@ -29,6 +29,19 @@ def seed_step(seed: int, step: int) -> None:
     mx.random.seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))
 
 
+def make_gradient(model: nn.Module, loss: Loss) -> Callable[[Inputs], tuple[mx.array, mx.array, mx.array, Any]]:
+    """A function from one batch to the loss, its tokens, whether all is finite, and the gradients; none computed yet."""
+    value_and_grad = nn.value_and_grad(model, loss)
+
+    def gradient(inputs: Inputs) -> tuple[mx.array, mx.array, mx.array, Any]:
+        (value, count), grads = value_and_grad(model, inputs)
+        squares = [mx.square(grad.astype(mx.float32)).sum() for _, grad in tree_flatten(grads)]
+        finite = mx.isfinite(value) & mx.isfinite(sum(squares, mx.array(0.0)))
+        return value, count, finite, grads
+
+    return gradient
+
+
 def make_step(
     model: nn.Module, optimizer: optimizers.Optimizer, loss: Loss, *, compiled: bool
 ) -> Callable[[Inputs], StepResult]:
@@ -42,13 +55,7 @@ def make_step(
             (kernels go through a C++ compiler) and later ones gain nothing, because matrix products dominate.
     """
     optimizer.init(model.trainable_parameters())
-    value_and_grad = nn.value_and_grad(model, loss)
-
-    def gradient(inputs: Inputs) -> tuple[mx.array, mx.array, mx.array, Any]:
-        (value, count), grads = value_and_grad(model, inputs)
-        squares = [mx.square(grad.astype(mx.float32)).sum() for _, grad in tree_flatten(grads)]
-        finite = mx.isfinite(value) & mx.isfinite(sum(squares, mx.array(0.0)))
-        return value, count, finite, grads
+    gradient = make_gradient(model, loss)
 
     def update(grads: Any) -> None:
         optimizer.update(model, grads)
