@@ -7,6 +7,7 @@
     ├── AdapterError        an adapter folder that cannot be served
     ├── DataError           training data that cannot be read
     ├── QuantizationError   bits that cannot be measured or allocated
+    ├── PlanError           a plan that cannot be made
     └── TrainingError       a run that cannot start or go on
 
 Messages name the file and the field and say what would be right. They never hold prompt text.
@@ -65,6 +66,10 @@ class DataError(OptiqError):
 
 class QuantizationError(OptiqError):
     """A conversion, a calibration text or an evaluation that cannot be used as asked."""
+
+
+class PlanError(OptiqError):
+    """A plan that cannot be made: an unknown device, or a damaged record of calibrations."""
 
 
 class TrainingError(OptiqError):

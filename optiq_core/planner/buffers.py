@@ -122,8 +122,7 @@ class Buffers:
         self.by_kind[kind] += size
         self.live += 1
         self.allocations += 1
-        if self.live > self.most_live:
-            self.most_live = self.live
+        self.most_live = max(self.most_live, self.live)
         if self.bytes > self.peak_bytes:
             self.peak_bytes = self.bytes
             self.peak_by_kind = dict(self.by_kind)

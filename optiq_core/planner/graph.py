@@ -113,7 +113,7 @@ _REPEATED = ("Broadcast", "Flatten", "Full")
 
 
 def restore_repeats(graph: Graph) -> None:
-    """Undo what the export merged: a primitive that several primitives of the forward pass read is one for each of them.
+    """Undo what the export merged: such a primitive is there once for each one of the forward pass that reads it.
 
     The step itself is not simplified. The copies cost little memory, but they are work that is scheduled, and how far
     MLX runs ahead is counted in work.
@@ -133,6 +133,14 @@ def restore_repeats(graph: Graph) -> None:
             taken.add(array)
         node.inputs = tuple(inputs)
     graph.nodes += added
+
+
+def restore_copies(graph: Graph, inputs: Iterable[int]) -> None:
+    """Put back the views through which a function that is differentiated reads those inputs."""
+    copies = {array: graph.add_array(graph.shapes[array], graph.itemsizes[array]) for array in inputs}
+    for node in graph.nodes:
+        node.inputs = _renamed(node.inputs, copies)
+    graph.nodes[:0] = [Node("Copy", (), (array,), (copy,)) for array, copy in copies.items()]
 
 
 def expand_regions(graph: Graph) -> Graph:

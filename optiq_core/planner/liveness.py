@@ -82,19 +82,30 @@ class _Queue:
                 self.buffers.release(buffer)
 
 
-def simulate(graph: Graph, kinds: dict[int, Kind], backend: Backend, held: Iterable[int] = ()) -> Liveness:
-    """Evaluate a graph without computing anything.
+def simulate(
+    graph: Graph, kinds: dict[int, Kind], backend: Backend, held: Iterable[int] = (), phases: Iterable[int] = (0,)
+) -> Liveness:
+    """Evaluate a graph without computing anything; the fullest of several ways.
+
+    A task is closed after so many operations, and where its border falls in a step depends on what was evaluated
+    before. A run of many steps meets all of them.
 
     Args:
         graph: with its regions expanded.
         kinds: what the inputs are; the others count as inputs of the step.
         backend: whose rules hold.
         held: inputs that the caller keeps while the graph is evaluated; the others are freed after their last use.
+        phases: operations in the open task at the start, one simulation for each.
     """
-    buffers = Buffers(graph, kinds, keep=(*graph.outputs, *graph.constants, *held))
-    queue = _Queue(backend, buffers)
+    order, keep = evaluation_order(graph), (*graph.outputs, *graph.constants, *held)
+    found = [_simulate(graph, order, Buffers(graph, kinds, keep), backend, phase) for phase in phases]
+    return max(found, key=lambda liveness: liveness.peak_bytes)
+
+
+def _simulate(graph: Graph, order: list[int], buffers: Buffers, backend: Backend, phase: int) -> Liveness:
+    queue = _Queue(backend, buffers, operations=phase)
     peak_at = None
-    for index in evaluation_order(graph):
+    for index in order:
         node = graph.nodes[index]
         before = buffers.peak_bytes
         temporaries, operations = run(node, buffers, backend)

@@ -33,14 +33,14 @@ def evaluation_order(graph: Graph, max_width: int = MAX_WIDTH) -> list[int]:
     position = 0
     while position < len(tape) or stack:
         if position >= len(tape):
-            node, start = stack.pop()
+            reading, start = stack.pop()
         else:
-            node, start = tape[position], 0
+            reading, start = tape[position], 0
             position += 1
-        inputs = reads[node]
+        inputs = reads[reading]
         for at in range(start, len(inputs)):
             if len(tape) - position >= max_width:
-                stack.append((node, at))
+                stack.append((reading, at))
                 break
             index = inputs[at]
             degree[index] -= 1

@@ -336,14 +336,18 @@ def _convolution(node: Node, buffers: Buffers) -> Effect:
     return tuple(temporaries), 3 + len(temporaries)
 
 
+# fmt: off
 _UNARY = (
-    "Abs ArcCos ArcCosh ArcSin ArcSinh ArcTan ArcTanh BitwiseInvert Ceil Conjugate Cos Cosh Erf ErfInv Exp Expm1 Floor "
-    "Log Log1p LogicalNot Negative Round Sigmoid Sign Sin Sinh Square Sqrt Rsqrt Tan Tanh Real Imag"
-).split()
+    "Abs", "ArcCos", "ArcCosh", "ArcSin", "ArcSinh", "ArcTan", "ArcTanh", "BitwiseInvert", "Ceil", "Conjugate", "Cos",
+    "Cosh", "Erf", "ErfInv", "Exp", "Expm1", "Floor", "Imag", "Log", "Log1p", "LogicalNot", "Negative", "Real", "Round",
+    "Rsqrt", "Sigmoid", "Sign", "Sin", "Sinh", "Sqrt", "Square", "Tan", "Tanh",
+)
 _BINARY = (
-    "Add ArcTan2 BitwiseBinary Divide DivMod Equal NaNEqual Greater GreaterEqual Less LessEqual LogAddExp LogicalAnd LogicalOr "
-    "Maximum Minimum Multiply NotEqual Power Remainder Subtract"
-).split()
+    "Add", "ArcTan2", "BitwiseBinary", "DivMod", "Divide", "Equal", "Greater", "GreaterEqual", "Less", "LessEqual",
+    "LogAddExp", "LogicalAnd", "LogicalOr", "Maximum", "Minimum", "Multiply", "NaNEqual", "NotEqual", "Power",
+    "Remainder", "Subtract",
+)
+# fmt: on
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(_UNARY, _unary),

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map
 
-from optiq_core.planner.graph import Graph, Node, Region, assign_regions, expand_regions, restore_repeats
-from optiq_core.train.recompute import recompute_with
+from optiq_core.planner.graph import (
+    Graph,
+    Node,
+    Region,
+    assign_regions,
+    expand_regions,
+    restore_copies,
+    restore_repeats,
+)
 
 # Scalars that mark the borders of regions: 64-bit, and nowhere else in a model.
 _FIRST_TOKEN = 0x6F70_7469_7100_0000
 
 
-def trace(function: Callable[..., Sequence[mx.array]], inputs: Sequence[mx.array], borders: Borders) -> Graph:
+def trace(
+    function: Callable[..., Sequence[mx.array]],
+    inputs: Sequence[mx.array],
+    borders: Borders,
+    *,
+    differentiated: Iterable[int] = (),
+) -> Graph:
     """The graph of a function, its regions expanded.
 
     Args:
         function: takes the inputs as positional arguments and returns what would be evaluated.
         inputs: arrays; only their shapes and types are used, so that they may be lazy and of any size.
         borders: those that the function enters while it runs.
+        differentiated: positions of the inputs at which it takes gradients.
     """
     reader = _Reader(borders)
-    with recompute_with(borders.recomputed):
-        mx.export_function(reader.take, function, *inputs)
+    mx.export_function(reader.take, function, *inputs)
     graph = reader.graph
     assign_regions(graph)
     restore_repeats(graph)
+    restore_copies(graph, [graph.inputs[at] for at in differentiated])
     return expand_regions(graph)
 
 
@@ -38,10 +52,6 @@ class Borders:
 
     def __init__(self) -> None:
         self.labels: list[tuple[str, bool]] = []
-
-    def recomputed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """In place of ``mx.checkpoint``."""
-        return self.around(function, label="loss", recompute=True)
 
     def around(self, function: Callable[..., Any], *, label: str, recompute: bool) -> Callable[..., Any]:
         """The function, with its array arguments and results passing through marked nodes."""
@@ -81,12 +91,11 @@ class Borders:
         return bordered
 
     def _pass(self, tree: Any, token: int) -> Any:
-        leaves = tree_flatten(tree)
-        arrays = [value for _, value in leaves if isinstance(value, mx.array)]
+        arrays = [value for _, value in tree_flatten(tree) if isinstance(value, mx.array)]
         if not arrays:
             return tree
         passed = iter(mx.depends(arrays, [mx.array(_FIRST_TOKEN + token, mx.int64)]))
-        return tree_unflatten([(k, next(passed) if isinstance(v, mx.array) else v) for k, v in leaves])
+        return tree_map(lambda leaf: next(passed) if isinstance(leaf, mx.array) else leaf, tree)
 
 
 class _Reader:
@@ -115,8 +124,9 @@ class _Reader:
         ids = []
         for name, value in constants:
             array = self._array(name, value.shape, value.dtype)
-            if value.dtype == mx.int64 and value.ndim == 0 and value.item() >= _FIRST_TOKEN:
-                self._tokens[array] = int(value.item()) - _FIRST_TOKEN
+            token = cast(int, value.item()) if value.dtype == mx.int64 and value.ndim == 0 else 0
+            if token >= _FIRST_TOKEN:
+                self._tokens[array] = token - _FIRST_TOKEN
             else:
                 ids.append(array)
         self.graph.constants = tuple(ids)

@@ -63,6 +63,7 @@ def lora() -> None:
     type=click.Choice(LOAD_IN),
     help="QLoRA: quantize an unquantized base at load, in groups of 128 (mxfp4: 32).",
 )
+@click.option("--loss-chunk", default=0, show_default=True, help="Rows of logits to hold at a time, 0 for all.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def train(

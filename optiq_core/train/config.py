@@ -21,6 +21,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "steps_per_report": (1, 1_000_000),
     "steps_per_eval": (1, 1_000_000),
     "steps_per_checkpoint": (1, 1_000_000),
+    "loss_chunk": (0, 1_048_576),
     "seed": (0, 2**64 - 1),
 }
 
@@ -44,6 +45,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         mask_prompt: train on the last answer only. None: yes where the data has a prompt.
         steps_per_report, steps_per_eval, steps_per_checkpoint: steps between two of each.
         grad_checkpoint: recompute each block's activations in the backward pass.
+        loss_chunk: rows of logits to hold at a time, 0 for all of a batch.
     """
 
     data_path: str
@@ -65,6 +67,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     steps_per_eval: int = 100
     steps_per_checkpoint: int = 50
     grad_checkpoint: bool = False
+    loss_chunk: int = 0
 
     def violations(self) -> list[tuple[str, str]]:
         """Every field that is out of range, with a sentence that says what is allowed."""

@@ -46,14 +46,57 @@ def sparse_loss(body: Head, head: Head, inputs: Inputs) -> tuple[mx.array, mx.ar
     return losses.sum() / count, count
 
 
-def loss_for(model: nn.Module) -> Loss:
-    """The cheapest loss that is exact for this model."""
-    if split_head(model) is None:
+def chunked_loss(body: Head, head: Head, inputs: Inputs, chunk: int) -> tuple[mx.array, mx.array]:
+    """``sparse_loss`` with at most ``chunk`` rows of logits alive at a time.
+
+    The head is frozen, so that all that its backward pass yields is a gradient at the hidden states. Each chunk
+    computes it at once and gives its logits back; nothing is computed twice. One chunk waits for the one before.
+    """
+    tokens, positions, count = inputs["tokens"], inputs["positions"], inputs["count"]
+    hidden = body(tokens[:, :-1])
+    hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
+    targets = tokens[:, 1:].reshape(-1)[positions]
+    mask = mx.arange(positions.size) < count
+
+    def total(rows: mx.array, at: slice) -> mx.array:
+        return (nn.losses.cross_entropy(head(rows).astype(mx.float32), targets[at]) * mask[at]).sum()
+
+    frozen = mx.stop_gradient(hidden)
+    losses: list[mx.array] = []
+    slopes: list[mx.array] = []
+    for start in range(0, positions.size, chunk):
+        at = slice(start, start + chunk)
+        rows = frozen[at]
+        if slopes:
+            rows = mx.depends([rows], [losses[-1], slopes[-1]])[0]
+        value, slope = mx.value_and_grad(total)(rows, at)
+        losses.append(value)
+        slopes.append(slope)
+    # Worth nothing, but its gradient at the hidden states is the one that was computed.
+    carrier = (mx.stop_gradient(mx.concatenate(slopes)) * (hidden - frozen)).astype(mx.float32).sum()
+    return (mx.stop_gradient(sum(losses, mx.array(0.0))) + carrier) / count, count
+
+
+def loss_for(model: nn.Module, chunk: int = 0) -> Loss:
+    """The cheapest loss that is exact for this model.
+
+    Args:
+        model: asked on four tokens whether its head can be taken off.
+        chunk: rows of logits to hold at a time, 0 for all; no effect where the head cannot be taken off.
+    """
+    return make_loss(split=split_head(model) is not None, chunk=chunk)
+
+
+def make_loss(*, split: bool, chunk: int = 0) -> Loss:
+    """The loss for a model of which it is known whether its head can be taken off."""
+    if not split:
         return full_loss
 
     def loss(current: nn.Module, inputs: Inputs) -> tuple[mx.array, mx.array]:
-        parts = _parts(current)
+        parts = model_parts(current)
         assert parts is not None
+        if 0 < chunk < inputs["positions"].size:
+            return chunked_loss(*parts, inputs, chunk)
         return sparse_loss(*parts, inputs)
 
     return loss
@@ -65,7 +108,7 @@ def split_head(model: nn.Module) -> tuple[Head, Head] | None:
     Some models scale or cap their logits after the head; whether this one does is found by trying it on
     four tokens, which is safer than a list of names.
     """
-    parts = _parts(model)
+    parts = model_parts(model)
     if parts is None:
         return None
     body, head = parts
@@ -80,7 +123,10 @@ def split_head(model: nn.Module) -> tuple[Head, Head] | None:
     return parts if same else None
 
 
-def _parts(model: Any) -> tuple[Head, Head] | None:
+def model_parts(model: Any) -> tuple[Head, Head] | None:
+    """Body and head of a model as mlx-lm names them; whether the model is one after the other is another question."""
+    # Multimodal classes keep their text model one level down.
+    model = getattr(model, "language_model", model)
     body = getattr(model, "model", None)
     if not isinstance(body, nn.Module):
         return None

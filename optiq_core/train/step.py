@@ -30,7 +30,7 @@ def seed_step(seed: int, step: int) -> None:
 
 
 def make_gradient(model: nn.Module, loss: Loss) -> Callable[[Inputs], tuple[mx.array, mx.array, mx.array, Any]]:
-    """A function from one batch to the loss, its tokens, whether all is finite, and the gradients; none computed yet."""
+    """A function from one batch to loss, tokens, whether all is finite, and gradients; nothing is computed yet."""
     value_and_grad = nn.value_and_grad(model, loss)
 
     def gradient(inputs: Inputs) -> tuple[mx.array, mx.array, mx.array, Any]:

@@ -112,7 +112,7 @@ class _Run:
         self.checkpoint_dir, self.on_event, self.control = checkpoint_dir, on_event, control
         self.model: nn.Module = base.model
         # The head is probed on the bare base; adapters never touch it.
-        self.loss: Loss = loss_for(self.model)
+        self.loss: Loss = loss_for(self.model, config.loss_chunk)
         targets = rank_targets(self.model, base.metadata, config)
         self.bits = {target.path: target.bits for target in targets}
         self.ranks = ranks_of(self.model, targets, config, data=data, loss=self.loss)

@@ -57,7 +57,7 @@ def test_both_forms_equal_mlx_lms_loss_and_gradient(make: Any) -> None:
         reference = nn.value_and_grad(model, lambda m, i: default_loss(m, i["tokens"], i["spans"]))
         (expected, tokens), expected_grads = reference(model, inputs)
         assert tokens.item() == batch.loss_tokens
-        for form in (full_loss, loss_for(model)):
+        for form in (full_loss, loss_for(model), loss_for(model, chunk=24)):
             (found, count), grads = nn.value_and_grad(model, form)(model, inputs)
             assert count.item() == batch.loss_tokens
             assert np.isclose(found.item(), expected.item(), rtol=1e-5)

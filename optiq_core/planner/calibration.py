@@ -1,0 +1,122 @@
+"""What finished steps teach about the planner's predictions on one device. No MLX here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from optiq_core.errors import PlanError
+
+# The graph decides most of it: a device may shift a prediction by so much, and a fit that wants more is not believed.
+FACTOR_BOUNDS = (0.85, 1.25)
+OFFSET_BOUND = 0.05
+# Room above a prediction that nothing has confirmed yet, and the least that is kept however good the record is.
+UNPROVEN_MARGIN = 0.06
+LEAST_MARGIN = 0.015
+_KEPT = 200
+_FEW = 4
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """A step's peak in bytes, as predicted before calibration and as measured."""
+
+    predicted: int
+    measured: int
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """``measured = factor * predicted + offset`` on one device.
+
+    Attributes:
+        factor, offset: bounded; the offset is in bytes.
+        margin: share to keep above a calibrated prediction: the worst that has been seen above it, and a little.
+        observations: how many it was learned from.
+    """
+
+    factor: float = 1.0
+    offset: int = 0
+    margin: float = UNPROVEN_MARGIN
+    observations: int = 0
+
+    def expected(self, predicted: int) -> int:
+        """Bytes to expect."""
+        return max(0, int(self.factor * predicted + self.offset))
+
+    def bound(self, predicted: int) -> int:
+        """Bytes that a step is not expected to exceed."""
+        return int(self.expected(predicted) * (1 + self.margin))
+
+
+def learn(observations: Sequence[Observation]) -> Calibration:
+    """Fit factor and offset to the relative errors; a factor alone while there are few observations."""
+    seen = [(o.predicted, o.measured) for o in observations if o.predicted > 0 and o.measured > 0]
+    if not seen:
+        return Calibration()
+    factor, offset = _fit(seen) if len(seen) > _FEW else (_median([m / p for p, m in seen]), 0.0)
+    low, high = FACTOR_BOUNDS
+    factor = min(max(factor, low), high)
+    bound = OFFSET_BOUND * min(measured for _, measured in seen)
+    offset = min(max(offset, -bound), bound)
+    worst = max(measured / (factor * predicted + offset) - 1 for predicted, measured in seen)
+    # One run says little about the next.
+    unproven = UNPROVEN_MARGIN / len(seen)
+    return Calibration(
+        factor=factor,
+        offset=int(offset),
+        margin=max(LEAST_MARGIN, worst * 1.25) + unproven,
+        observations=len(seen),
+    )
+
+
+def _fit(seen: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """Least squares of ``(factor * p + offset) / m - 1``."""
+    aa = sum((p / m) ** 2 for p, m in seen)
+    ab = sum(p / m**2 for p, m in seen)
+    bb = sum(1 / m**2 for _, m in seen)
+    a = sum(p / m for p, m in seen)
+    b = sum(1 / m for _, m in seen)
+    determinant = aa * bb - ab * ab
+    if determinant <= 1e-9 * aa * bb:
+        return a / aa, 0.0
+    return (a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant
+
+
+def _median(values: list[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+class CalibrationStore:
+    """Observations per device in one JSON file, newest last."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def of(self, device: str) -> Calibration:
+        """What has been learned of a device.
+
+        Raises:
+            PlanError: the file is damaged; it says how to begin anew.
+        """
+        return learn(self._read().get(device, []))
+
+    def add(self, device: str, observation: Observation) -> None:
+        """Remember a finished step."""
+        content = self._read()
+        content[device] = [*content.get(device, []), observation][-_KEPT:]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        staging = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        staging.write_bytes(msgspec.json.encode(content))
+        staging.replace(self._path)
+
+    def _read(self) -> dict[str, list[Observation]]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, list[Observation]])
+        except FileNotFoundError:
+            return {}
+        except msgspec.DecodeError as error:
+            raise PlanError(f"{self._path}: {error}; delete it to begin anew") from error

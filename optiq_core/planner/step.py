@@ -1,0 +1,192 @@
+"""Predicts what one training step takes, from the graph of the step that the trainer runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn, optimizers
+from mlx.utils import tree_flatten, tree_unflatten
+
+from optiq_core.planner.buffers import Kind
+from optiq_core.planner.devices import Backend
+from optiq_core.planner.graph import Graph
+from optiq_core.planner.liveness import Liveness, simulate
+from optiq_core.planner.plan import StepPlan
+from optiq_core.planner.shape import StepShape
+from optiq_core.planner.trace import Borders, trace
+from optiq_core.train.layers import apply_lora
+from optiq_core.train.loss import make_loss, model_parts
+from optiq_core.train.step import make_gradient
+
+# Positions in an open task at which a step may begin; see :func:`optiq_core.planner.liveness.simulate`.
+_PHASES = (0, 3, 6)
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What a plan may vary of a run on one base.
+
+    Attributes:
+        ranks: module path to rank.
+        scale, dropout: of the low-rank layers.
+        grad_checkpoint, loss_chunk: see :class:`optiq_core.train.config.TrainConfig`.
+    """
+
+    ranks: Mapping[str, int]
+    scale: float = 20.0
+    dropout: float = 0.0
+    grad_checkpoint: bool = False
+    loss_chunk: int = 0
+
+
+def plan_step(model: Any, knobs: Knobs, shape: StepShape, backend: Backend, *, split: bool | None = None) -> StepPlan:
+    """Predict one training step.
+
+    Args:
+        model: an mlx-lm model without adapters, lazy or loaded; low-rank layers are put on it, once.
+        knobs: of the run.
+        shape: of the batch.
+        backend: whose rules hold.
+        split: whether the model's head can be taken off; found out from its graph if absent.
+    """
+    if split is None:
+        split = splits(model)
+    if not any(hasattr(module, "lora_a") for module in model.modules()):
+        apply_lora(model, dict(knobs.ranks), scale=knobs.scale, dropout=knobs.dropout)
+    model.train()
+    parameters = tree_flatten(model.parameters())
+    trained = dict(tree_flatten(model.trainable_parameters()))
+    graph = _gradient_graph(model, parameters, knobs, shape, split)
+    kinds = {
+        array: Kind.ADAPTER if name in trained else Kind.BASE
+        for array, (name, _) in zip(graph.inputs, parameters, strict=False)
+    }
+    gradient = simulate(graph, kinds, backend, held=graph.inputs, phases=_PHASES)
+    optimizer = optimizers.Adam(learning_rate=1e-4)
+    optimizer.init(model.trainable_parameters())
+    state = tree_flatten(optimizer.state)
+    update = _update(model, optimizer, trained, state, backend)
+    return _plan(graph, gradient=gradient, update=update, state=state, shape=shape, trained=trained)
+
+
+def splits(model: Any) -> bool:
+    """Whether head after body is the same graph as the model; the lazy twin of ``loss.split_head``."""
+    parts = model_parts(model)
+    if parts is None:
+        return False
+    body, head = parts
+    probe = mx.zeros((1, 4), mx.int32)
+    try:
+        return _signature(lambda x: [model(x)], probe) == _signature(lambda x: [head(body(x))], probe)
+    except (TypeError, ValueError, AttributeError):
+        return False
+
+
+def _signature(function: Any, probe: mx.array) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+
+    def take(event: dict[str, Any]) -> None:
+        if event["type"] == "primitive":
+            found.append((event["name"], str([(shape, str(dtype)) for _, shape, dtype in event["outputs"]])))
+
+    mx.export_function(take, function, probe)
+    return found
+
+
+def _gradient_graph(
+    model: Any, parameters: list[tuple[str, mx.array]], knobs: Knobs, shape: StepShape, split: bool
+) -> Graph:
+    inputs = {
+        "tokens": mx.zeros((shape.rows, shape.width + 1), mx.int32),
+        "spans": mx.zeros((shape.rows, 2), mx.int32),
+        "positions": mx.zeros((shape.positions,), mx.int32),
+        "count": mx.zeros((), mx.int32),
+    }
+    names = [name for name, _ in parameters]
+    loss = make_loss(split=split, chunk=knobs.loss_chunk)
+
+    def step(*arrays: mx.array) -> list[mx.array]:
+        model.update(tree_unflatten(list(zip(names, arrays, strict=False))))
+        batch = dict(zip(inputs, arrays[len(names) :], strict=True))
+        value, count, finite, grads = make_gradient(model, loss)(batch)
+        return [value, count, finite, *(grad for _, grad in tree_flatten(grads))]
+
+    borders = Borders()
+    trainable = {name for name, _ in tree_flatten(model.trainable_parameters())}
+    trained = [at for at, name in enumerate(names) if name in trainable]
+    try:
+        with borders.around_blocks(model, knobs.grad_checkpoint):
+            values = [*(value for _, value in parameters), *inputs.values()]
+            return trace(step, values, borders, differentiated=trained)
+    finally:
+        model.update(tree_unflatten(parameters))
+
+
+def _update(
+    model: nn.Module,
+    optimizer: optimizers.Optimizer,
+    trained: dict[str, mx.array],
+    state: list[tuple[str, mx.array]],
+    backend: Backend,
+) -> Liveness:
+    names, states = list(trained), [name for name, _ in state]
+    kept = optimizer.state
+
+    def update(*arrays: mx.array) -> list[mx.array]:
+        parameters = tree_unflatten(list(zip(names, arrays, strict=False)))
+        grads = tree_unflatten(list(zip(names, arrays[len(names) :], strict=False)))
+        optimizer.state = tree_unflatten(list(zip(states, arrays[2 * len(names) :], strict=True)))
+        updated = optimizer.apply_gradients(grads, parameters)
+        return [*(v for _, v in tree_flatten(updated)), *(v for _, v in tree_flatten(optimizer.state))]
+
+    values = list(trained.values())
+    graph = trace(update, [*values, *values, *(value for _, value in state)], Borders())
+    optimizer.state = kept
+    count = len(names)
+    kinds = dict.fromkeys(graph.inputs[: 2 * count], Kind.ADAPTER)
+    kinds.update(dict.fromkeys(graph.inputs[2 * count :], Kind.OPTIMIZER))
+    # The gradients are held by whoever asked for them; parameters and state are replaced.
+    return simulate(graph, kinds, backend, held=graph.inputs[count : 2 * count])
+
+
+def _plan(
+    graph: Graph,
+    *,
+    gradient: Liveness,
+    update: Liveness,
+    state: list[tuple[str, mx.array]],
+    shape: StepShape,
+    trained: dict[str, mx.array],
+) -> StepPlan:
+    state_bytes = sum(value.nbytes for _, value in state)
+    base = gradient.by_kind[Kind.BASE]
+    kinds = dict(gradient.by_kind)
+    kinds[Kind.OPTIMIZER] = state_bytes
+    peak = gradient.peak_bytes + state_bytes
+    where, backward, primitive = gradient.where, gradient.backward, gradient.primitive
+    buffers = gradient.live_buffers + len(state)
+    if base + update.peak_bytes > peak:
+        kinds = dict(update.by_kind)
+        kinds[Kind.BASE] = base
+        peak, where, backward, primitive = base + update.peak_bytes, "optimizer", False, update.primitive
+    return StepPlan(
+        peak_bytes=peak,
+        base_bytes=kinds[Kind.BASE],
+        adapter_bytes=kinds[Kind.ADAPTER],
+        optimizer_bytes=kinds[Kind.OPTIMIZER],
+        activation_bytes=kinds[Kind.ACTIVATION],
+        temporary_bytes=kinds[Kind.TEMPORARY] + kinds[Kind.INPUT],
+        live_buffers=buffers,
+        allocations=gradient.allocations + update.allocations,
+        primitives=len(graph.nodes),
+        trainable_parameters=sum(value.size for value in trained.values()),
+        where=where,
+        backward=backward,
+        primitive=primitive,
+        rows=shape.rows,
+        width=shape.width,
+        positions=shape.positions,
+    )
