@@ -28,6 +28,7 @@ from optiq_core.errors import OptiqError
 ENVIRONMENT_PREFIX = "OPTIQ_"
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
 
 
 class ConfigError(OptiqError):
@@ -52,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     adapter_budget_mb: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 0
     keep_alive_s: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 0.0
     log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
+    trace_endpoint: str = ""
     drain_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 20.0
     trainer_silence_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
     trainer_attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
@@ -80,6 +83,8 @@ DESCRIPTIONS: dict[str, str] = {
     "adapter_budget_mb": "Megabytes (1e6) of adapters in the engine at a time; 0: a quarter of what the base leaves.",
     "keep_alive_s": "Seconds without a request after which an adapter leaves the engine; 0 for no limit.",
     "log_level": "debug, info, warning or error.",
+    "log_format": "text, or json: one object a line, with request id, tenant, adapter and timings as fields.",
+    "trace_endpoint": "Where OpenTelemetry traces go, such as http://127.0.0.1:4318/v1/traces; empty for none.",
     "drain_seconds": "Seconds that running requests get to finish when the daemon is told to stop.",
     "trainer_silence_s": "Seconds without a sign of life after which a trainer is killed.",
     "trainer_attempts": "Trainer processes that may die in a row without a new checkpoint.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -15,8 +14,6 @@ from optiq_daemon.registry import Registry, Resolved
 from optiq_daemon.request_checks import check_request
 from optiq_protos.internal.v1 import engine_pb2
 from optiq_protos.v1 import generation_pb2
-
-log = logging.getLogger(__name__)
 
 NOT_LOADED = "ADAPTER_NOT_LOADED"
 
@@ -58,14 +55,6 @@ class Generations:
         finally:
             if resolved.lease is not None:
                 resolved.lease.release()
-            log.info(
-                "request=%s tenant=%s adapter=%s tokens=%d ms=%.0f",
-                request_id,
-                tenant,
-                request.adapter or "-",
-                live.completion_tokens,
-                (time.monotonic() - live.began) * 1000,
-            )
 
     async def _serve(
         self, request: generation_pb2.GenerateRequest, resolved: Resolved, live: LiveRequest

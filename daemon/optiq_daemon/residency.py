@@ -25,6 +25,9 @@ from optiq_daemon.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
+# Digest, when it began (seconds since the epoch), seconds that it took.
+OnLoad = Callable[[str, float, float], None]
+
 FIRST_RETRY_S = 0.02
 LAST_RETRY_S = 1.0
 
@@ -79,7 +82,12 @@ class Residency:
         self._epoch = 0
         self._tasks = Tasks()
         self.loads = 0
+        self._told: list[OnLoad] = []
         self.room = Room(catalog.pinned, load=self._start_load, unload=self._start_unload, turn_s=turn_s, clock=clock)
+
+    def on_load(self, told: OnLoad) -> None:
+        """Tell `told` of every load that succeeds from now on."""
+        self._told.append(told)
 
     def attach(self, engine: Engine, budget: int = 0) -> None:
         """A fresh engine is there; nothing is in it.
@@ -277,6 +285,7 @@ class Residency:
         self._catalog.changed(slot.digest)
 
     async def _load(self, slot: Slot, engine: Engine, epoch: int) -> None:
+        began, clock = time.time(), time.perf_counter()
         try:
             size = await engine.load(slot.digest, self._catalog.path(slot.digest))
         except BaseException:
@@ -284,6 +293,8 @@ class Residency:
             raise
         if not self._arrive(slot, epoch, SlotState.RESIDENT, size):
             raise UnavailableError("the engine was restarted while the adapter was loaded", reason="ENGINE_LOST")
+        for told in self._told:
+            told(slot.digest, began, time.perf_counter() - clock)
 
     async def _unload(self, slot: Slot, engine: Engine, epoch: int) -> None:
         pause = FIRST_RETRY_S

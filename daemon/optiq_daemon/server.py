@@ -25,10 +25,11 @@ from grpc_reflection.v1alpha import reflection
 
 from optiq_client import paths
 from optiq_core.errors import OptiqError
-from optiq_daemon.app import App
+from optiq_daemon.app import VERSION, App
 from optiq_daemon.config import ConfigError, Configuration, Settings, bind_address
 from optiq_daemon.gateway.server import HttpServer
 from optiq_daemon.interceptor import MAX_REQUEST_BYTES, ErrorInterceptor
+from optiq_daemon.logs import log_request
 from optiq_daemon.names import AdapterKey
 from optiq_daemon.services.adapters import AdapterService
 from optiq_daemon.services.events import EventService
@@ -36,6 +37,7 @@ from optiq_daemon.services.generation import GenerationService
 from optiq_daemon.services.runtime import RuntimeService
 from optiq_daemon.services.training import TrainingService
 from optiq_daemon.states import EngineState
+from optiq_daemon.tracing import Tracing
 from optiq_protos.v1 import (
     adapter_pb2,
     adapter_pb2_grpc,
@@ -125,6 +127,11 @@ async def _serve(settings: Settings, mounts: dict[AdapterKey, Path]) -> str:
     server = _server(app, health)
     address = _bind(server, settings)
     http = HttpServer(app, settings) if settings.http_port else None
+    app.generations.observe(log_request)
+    tracing = Tracing(settings.trace_endpoint, version=VERSION) if settings.trace_endpoint else None
+    if tracing is not None:
+        app.generations.observe(tracing.ended)
+        app.registry.residency.on_load(tracing.loaded)
     failure = ""
     try:
         await _set_health(health, EngineState.STARTING)
@@ -148,6 +155,8 @@ async def _serve(settings: Settings, mounts: dict[AdapterKey, Path]) -> str:
             await http.close()
         await server.stop(CLOSE_GRACE_S)
         await app.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
     log.info("stopped")
     return failure
 

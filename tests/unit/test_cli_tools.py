@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optiq_daemon.cli import checks
@@ -78,6 +78,7 @@ def test_launchd_agent() -> None:
 words = st.text(st.characters(exclude_categories=["C"], exclude_characters="\x7f"), min_size=1, max_size=12)
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.lists(words, min_size=1, max_size=4))
 def test_systemd_unit_keeps_every_word(arguments: list[str]) -> None:
     unit = configparser.ConfigParser(interpolation=None, strict=False)

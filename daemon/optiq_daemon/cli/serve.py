@@ -26,6 +26,7 @@ _OPTIONS: tuple[tuple[str, str, type, str], ...] = (
     ("adapter-budget-mb", "MB", int, "Adapters in the engine at a time; 0: a quarter of what the base leaves free."),
     ("keep-alive-s", "S", float, "Seconds without a request after which an adapter leaves the engine; 0: never."),
     ("log-level", "LEVEL", str, "debug, info, warning or error."),
+    ("log-format", "FORM", str, "text or json."),
     ("drain-seconds", "S", float, "Seconds that running requests get to finish when the daemon is told to stop."),
 )
 
