@@ -12,6 +12,8 @@ from pathlib import Path
 from optiq_client import paths
 from optiq_core.errors import OptiqError
 from optiq_daemon import convert, telemetry
+from optiq_daemon.admission import Admission
+from optiq_daemon.auth import Gatekeeper
 from optiq_daemon.blobs import Blobs
 from optiq_daemon.children import Child
 from optiq_daemon.config import Settings
@@ -23,12 +25,18 @@ from optiq_daemon.ingest import Ingest
 from optiq_daemon.job_queue import JobQueue
 from optiq_daemon.live import LiveTable
 from optiq_daemon.names import AdapterKey
-from optiq_daemon.observers import Observed
+from optiq_daemon.observers import Ended, Observed
+from optiq_daemon.quotas import QuotaGate
 from optiq_daemon.registry import BaseInfo, Registry, Retention
+from optiq_daemon.router import Router
+from optiq_daemon.scope import Scope
 from optiq_daemon.states import AdapterState, EngineState
 from optiq_daemon.store import Store
 from optiq_daemon.supervisor import EngineSupervisor
 from optiq_daemon.tasks import Tasks
+from optiq_daemon.tenancy import Tenancy
+from optiq_daemon.tenants import TenantRecord, Tenants
+from optiq_daemon.usage import UsageTable
 from optiq_daemon.watcher import DropWatcher
 from optiq_protos.internal.v1 import engine_pb2
 from optiq_protos.v1 import runtime_pb2
@@ -55,13 +63,36 @@ class App:
         self.start_time = time.time()
         self.store = Store(paths.database_path(home))
         self.events = EventLog(self.store)
+        self.tenants = Tenants(self.store, self.events)
+        self.usage = UsageTable(self.store)
+        self.quotas = QuotaGate(self.tenants)
+        self.gatekeeper = Gatekeeper(
+            self.tenants, Scope(self.tenants, paths.adapters_path(home)), require_tokens=settings.require_tokens
+        )
         retention = Retention(settings.keep_versions, settings.keep_alive_s)
         self.registry = Registry(self.store, self.events, Blobs(paths.store_path(home)), retention)
         self.live = LiveTable(settings.max_batch + settings.max_queue)
-        generations = Generations(self.registry, self.live, lambda: self.engine.client, settings.default_max_tokens)
+        self.admission = Admission(
+            settings.max_batch,
+            settings.max_queue,
+            self.quotas,
+            weight=self._weight,
+            tenants=lambda: len(self.tenants),
+        )
+        self.router = Router(self.registry, self.tenants)
+        generations = Generations(
+            self.registry,
+            self.router,
+            live=self.live,
+            gate=self.quotas,
+            admission=self.admission,
+            engine=lambda: self.engine.client,
+            default_max_tokens=settings.default_max_tokens,
+        )
         self.generations = Observed(generations.serve)
+        self.generations.observe(self._count)
         drop = paths.adapters_path(home)
-        self.ingest = Ingest(self.registry, drop, again=self._again)
+        self.ingest = Ingest(self.registry, drop, again=self._again, check_disk=self._check_disk)
         self.watcher = DropWatcher(
             drop,
             settle_s=settings.settle_ms / 1000,
@@ -94,7 +125,11 @@ class App:
             silence_s=settings.trainer_silence_s,
             attempts=settings.trainer_attempts,
             load_in=settings.load_in,
+            gate=self.quotas,
+            weight=self._weight,
+            usage=self.usage,
         )
+        self.tenancy = Tenancy(self.registry, self.ingest, self.jobs, self.admission, drop)
         self._mounts = dict(mounts or {})
         self._tasks = Tasks()
         self._status: tuple[float, runtime_pb2.RuntimeStatus] | None = None
@@ -162,9 +197,28 @@ class App:
     def _again(self, key: AdapterKey) -> None:
         self.watcher.touch(key)
 
+    def _weight(self, tenant: str) -> float:
+        return self.tenants.find(tenant).weight
+
+    def _count(self, ended: Ended) -> None:
+        if ended.prompt_tokens:
+            self.usage.add(
+                ended.tenant,
+                ended.owner,
+                ended.adapter,
+                requests=1,
+                prompt_tokens=ended.prompt_tokens,
+                cached_tokens=ended.cached_tokens,
+                completion_tokens=ended.completion_tokens,
+            )
+
+    def _check_disk(self, key: AdapterKey, added: int) -> None:
+        used = self.tenancy.disk_bytes(key.tenant, without=key.adapter)
+        self.quotas.check(key.tenant, "disk_bytes", used, added, retry_seconds=60.0)
+
     def _tenant_seen(self, tenant: str) -> None:
-        if self.store.add_tenant(tenant):
-            self.events.append("tenant.created", f"tenants/{tenant}", "its folder appeared in the drop folder")
+        if tenant not in self.tenants:
+            self.tenants.create(TenantRecord(id=tenant), "its folder appeared in the drop folder")
 
     def _ignored(self, path: Path, why: str) -> None:
         self.events.append("drop.ignored", "", f"{path.name}: {why}", {"path": str(path)})

@@ -29,6 +29,7 @@ ENVIRONMENT_PREFIX = "OPTIQ_"
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
+Tls = Literal["off", "generate", "files"]
 
 
 class ConfigError(OptiqError):
@@ -44,6 +45,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     address: str = ""
     http_host: Annotated[str, msgspec.Meta(min_length=1)] = "127.0.0.1"
     http_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    tls: Tls = "off"
+    tls_certificate: str = ""
+    tls_private_key: str = ""
+    tls_client_ca: str = ""
+    require_tokens: bool = False
     settle_ms: Annotated[int, msgspec.Meta(ge=10, le=60_000)] = 250
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
     max_queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 256
@@ -71,9 +77,14 @@ DESCRIPTIONS: dict[str, str] = {
     "model": "Base model: 'embedded', a local mlx-lm folder, a .gguf file, or a hub id.",
     "load_in": "Quantize an unquantized base at load: 4bit, 6bit, 8bit or mxfp4; empty for as it is.",
     "address": "Where clients connect: empty for the Unix socket in the home's run folder, "
-    "unix:/path for another one, or a loopback host:port for TCP.",
+    "unix:/path for another one, or host:port for TCP; other machines may reach it only with TLS and tokens.",
     "http_host": "Loopback address of the HTTP gateway.",
     "http_port": "Port of the HTTP gateway (OpenAI's and Anthropic's APIs, metrics); 0 for none.",
+    "tls": "TLS of a TCP address: off, generate (a certificate in the home's tls folder), or files.",
+    "tls_certificate": "With tls = files: PEM file with the certificate chain.",
+    "tls_private_key": "With tls = files: PEM file with the private key.",
+    "tls_client_ca": "PEM file; clients on TCP must then show a certificate that it signed (mTLS).",
+    "require_tokens": "Ask for a token on the Unix socket too.",
     "settle_ms": "Milliseconds that a dropped folder must be still before it is taken.",
     "max_batch": "Most requests decoded in one step.",
     "max_queue": "Most requests waiting for a place in the batch; more are refused.",
@@ -143,6 +154,7 @@ def load_configuration(
             origins[key] = flag
     values["home"] = str(home_path(values.get("home") or None))
     settings = msgspec.convert(values, Settings)
+    _check_tls(settings, origins)
     _check_address(settings, origins["address"])
     _check_http(settings, origins)
     return Configuration(settings, origins)
@@ -204,10 +216,10 @@ def _check_address(settings: Settings, origin: str) -> None:
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise ConfigError(f"{where}: expected unix:/path or host:port, for example 127.0.0.1:50070")
-    if not _is_loopback(host):
+    if settings.tls == "off" and not _is_loopback(host):
         raise ConfigError(
-            f"{where}: other machines could reach it, and this version has neither TLS nor tokens; "
-            "use a loopback address such as 127.0.0.1, [::1] or localhost, or the Unix socket"
+            f"{where}: other machines could reach it, which needs TLS and tokens; set tls to generate or files, "
+            "or use a loopback address such as 127.0.0.1, [::1] or localhost, or the Unix socket"
         )
 
 
@@ -217,9 +229,26 @@ def _check_http(settings: Settings, origins: Mapping[str, str]) -> None:
         raise ConfigError(f"{where}: the HTTP gateway has no port; add one, for example --port 8080")
     if not _is_loopback(settings.http_host):
         raise ConfigError(
-            f"{where}: other machines could reach it, and this version has neither TLS nor tokens; "
+            f"{where}: other machines could reach it, and the HTTP gateway has no TLS; "
             "use a loopback address such as 127.0.0.1, ::1 or localhost"
         )
+
+
+def is_public(settings: Settings) -> bool:
+    """Whether other machines could reach the address."""
+    address = settings.address
+    return bool(address) and not address.startswith("unix:") and not _is_loopback(address.rpartition(":")[0])
+
+
+def _check_tls(settings: Settings, origins: Mapping[str, str]) -> None:
+    files = ("tls_certificate", "tls_private_key")
+    for key in files:
+        if settings.tls == "files" and not getattr(settings, key):
+            raise ConfigError(f"{key}: tls = files needs it: the path of a PEM file")
+        if settings.tls != "files" and getattr(settings, key):
+            raise ConfigError(f"{origins[key]}: {key} is set, but tls is {settings.tls}; set tls = files")
+    if settings.tls == "off" and settings.tls_client_ca:
+        raise ConfigError(f"{origins['tls_client_ca']}: tls_client_ca is set, but tls is off")
 
 
 def _is_loopback(host: str) -> bool:

@@ -9,7 +9,10 @@
         ├── AlreadyExistsError       ALREADY_EXISTS       ResourceInfo
         ├── RefusedError             FAILED_PRECONDITION  ErrorInfo metadata
         ├── ConflictError            ABORTED              ResourceInfo
+        ├── UnauthenticatedError     UNAUTHENTICATED      ErrorInfo
+        ├── ForbiddenError           PERMISSION_DENIED    ErrorInfo
         ├── QueueFullError           RESOURCE_EXHAUSTED   QuotaFailure, RetryInfo
+        │   └── QuotaError           a tenant's own limit
         ├── UnavailableError         UNAVAILABLE          RetryInfo
         └── OutOfRangeError          OUT_OF_RANGE         ErrorInfo metadata
 
@@ -125,6 +128,20 @@ class RefusedError(RequestError):
     reason = "FAILED_PRECONDITION"
 
 
+class UnauthenticatedError(RequestError):
+    """No token, or none that is valid. The message never repeats what was sent."""
+
+    code = code_pb2.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class ForbiddenError(RequestError):
+    """The caller's role does not allow this method or this path."""
+
+    code = code_pb2.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
+
+
 class OutOfRangeError(RequestError):
     """Beyond what is kept."""
 
@@ -162,6 +179,12 @@ class QueueFullError(RequestError):
         """QuotaFailure and RetryInfo."""
         violation = error_details_pb2.QuotaFailure.Violation(subject=self.subject, description=self.message)
         return [error_details_pb2.QuotaFailure(violations=[violation]), _retry_info(self.retry_seconds)]
+
+
+class QuotaError(QueueFullError):
+    """A limit that was set for the tenant is reached."""
+
+    reason = "QUOTA_EXCEEDED"
 
 
 def adapter_metadata(error: AdapterError) -> dict[str, str]:

@@ -7,15 +7,19 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
+from optiq_daemon.admission import Admission, Ticket
 from optiq_daemon.engine_client import EngineClient
 from optiq_daemon.errors import InvalidRequestError, RefusedError, RequestError
 from optiq_daemon.live import LiveRequest, LiveTable
+from optiq_daemon.quotas import QuotaGate
 from optiq_daemon.registry import Registry, Resolved
 from optiq_daemon.request_checks import check_request
+from optiq_daemon.router import Router
 from optiq_protos.internal.v1 import engine_pb2
 from optiq_protos.v1 import generation_pb2
 
 NOT_LOADED = "ADAPTER_NOT_LOADED"
+CHARACTERS_PER_TOKEN = 4
 
 
 class Generations:
@@ -27,9 +31,20 @@ class Generations:
     """
 
     def __init__(
-        self, registry: Registry, live: LiveTable, engine: Callable[[], EngineClient], default_max_tokens: int
+        self,
+        registry: Registry,
+        router: Router,
+        *,
+        live: LiveTable,
+        gate: QuotaGate,
+        admission: Admission,
+        engine: Callable[[], EngineClient],
+        default_max_tokens: int,
     ) -> None:
         self._registry = registry
+        self._router = router
+        self._gate = gate
+        self._admission = admission
         self._live = live
         self._engine = engine
         self._default_max_tokens = default_max_tokens
@@ -45,7 +60,9 @@ class Generations:
         tenant, adapter, digest = check_request(request)
         request_id = request.request_id or secrets.token_hex(8)
         live = LiveRequest(request_id, tenant, request.adapter)
-        resolved = self._registry.acquire(tenant, adapter, digest)
+        self._gate.check(tenant, "concurrent_requests", self._live.count(tenant))
+        self._gate.check_rate(tenant)
+        resolved = self._router.acquire(tenant, adapter, digest)
         try:
             with self._live.admit(live):
                 live.digest = resolved.digest
@@ -59,16 +76,37 @@ class Generations:
     async def _serve(
         self, request: generation_pb2.GenerateRequest, resolved: Resolved, live: LiveRequest
     ) -> AsyncGenerator[generation_pb2.GenerateResponse, None]:
+        # Loaded before it queues: a row that waits for its adapter would be nobody's.
+        await self._ensure(resolved)
+        with self._admission.enter(live.tenant, _estimate(request)) as ticket:
+            async for position in ticket.turn():
+                live.position = position
+                yield generation_pb2.GenerateResponse(queued=generation_pb2.Queued(position=position))
+            live.position = 0
+            async with aclosing(self._run(request, resolved, live, ticket)) as responses:
+                async for response in responses:
+                    yield response
+
+    async def _ensure(self, resolved: Resolved) -> None:
+        self._engine()
+        if resolved.lease is not None:
+            await self._registry.residency.enter(resolved.lease)
+
+    async def _run(
+        self, request: generation_pb2.GenerateRequest, resolved: Resolved, live: LiveRequest, ticket: Ticket
+    ) -> AsyncGenerator[generation_pb2.GenerateResponse, None]:
         forwarded = self._forwarded(request, resolved.digest)
         for last_try in (False, True):
+            await self._ensure(resolved)
             client = self._engine()
-            if resolved.lease is not None:
-                await self._registry.residency.enter(resolved.lease)
             waited_ms = (time.monotonic() - live.began) * 1000
             try:
                 async with aclosing(client.generate(forwarded)) as responses:
                     async for response in responses:
-                        yield _passed_on(response, request, resolved, live, waited_ms)
+                        _count(response, ticket)
+                        # Its own queue is behind this one: a place there lasts a step at most, and says nothing.
+                        if response.WhichOneof("event") != "queued":
+                            yield _passed_on(response, request, resolved, live, waited_ms)
                 return
             except RequestError as problem:
                 # An engine that forgot the version (it was restarted just now) gets it again, once.
@@ -96,6 +134,22 @@ class Generations:
         else:
             forwarded.token_ids.CopyFrom(request.token_ids)
         return forwarded
+
+
+def _estimate(request: generation_pb2.GenerateRequest) -> int:
+    """Prompt tokens, roughly: the engine counts them when it begins."""
+    if request.WhichOneof("input") == "token_ids":
+        return len(request.token_ids.ids)
+    characters = len(request.prompt) + len(request.raw_text) + sum(len(m.content) for m in request.messages.messages)
+    return characters // CHARACTERS_PER_TOKEN + 1
+
+
+def _count(response: engine_pb2.GenerateResponse, ticket: Ticket) -> None:
+    kind = response.WhichOneof("event")
+    if kind == "started":
+        ticket.started(response.started.prompt_tokens - response.started.cached_tokens)
+    elif kind == "chunk":
+        ticket.generated(len(response.chunk.token_ids))
 
 
 def _passed_on(

@@ -18,7 +18,7 @@ from optiq_core.adapters.format import read_manifest, validate_against_base
 from optiq_core.errors import AdapterError, OptiqError
 from optiq_core.files import staged_folder
 from optiq_daemon.blobs import copy_file
-from optiq_daemon.errors import ConflictError, InvalidRequestError, RefusedError, UnavailableError
+from optiq_daemon.errors import ConflictError, InvalidRequestError, QuotaError, RefusedError, UnavailableError
 from optiq_daemon.names import AdapterKey
 from optiq_daemon.records import AdapterRecord, Description, Quarantine
 from optiq_daemon.registry import BYTES_PER_PARAMETER, BaseInfo, Registry
@@ -45,12 +45,20 @@ class Ingest:
     Args:
         drop: the drop folder, `<tenant>/<name>/` below it.
         again: called with a name whose folder has to settle once more.
+        check_disk: raises QuotaError if a name's tenant may not have these bytes more on disk.
     """
 
-    def __init__(self, registry: Registry, drop: Path, again: Callable[[AdapterKey], None]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        drop: Path,
+        again: Callable[[AdapterKey], None],
+        check_disk: Callable[[AdapterKey, int], None],
+    ) -> None:
         self._registry = registry
         self._drop = drop
         self._again = again
+        self._check_disk = check_disk
         self._locks: dict[AdapterKey, asyncio.Lock] = {}
         self._copies = asyncio.Semaphore(COPIES_AT_ONCE)
         self._waiting: set[AdapterKey] = set()
@@ -138,6 +146,7 @@ class Ingest:
                 raise UnavailableError("the engine is still loading the base", reason="ENGINE_NOT_SERVING")
             manifest = await asyncio.to_thread(read_manifest, source)
             validate_against_base(manifest, base.modules)
+            self._check_disk(key, manifest.disk_bytes)
             await asyncio.to_thread(_place, source, self.folder(key), manifest.files)
             await self._take_locked(key, origin)
             record = self._registry.record(key)
@@ -247,6 +256,10 @@ class Ingest:
         async with self._copies:
             manifest = await asyncio.to_thread(read_manifest, folder)
             validate_against_base(manifest, base.modules)
+            try:
+                self._check_disk(key, manifest.disk_bytes)
+            except QuotaError as error:
+                raise AdapterError("DISK_QUOTA", error.message) from None
             staging, copied, digest = await asyncio.to_thread(registry.blobs.stage, folder, manifest)
         lease = registry.residency.lease(digest, copied.parameter_count * BYTES_PER_PARAMETER)
         try:

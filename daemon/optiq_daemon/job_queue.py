@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
@@ -19,15 +19,18 @@ from optiq_core.train.events import CheckpointSaved, Event, Progress, Started, W
 from optiq_core.train.records import check_data
 from optiq_daemon.errors import NotFoundError, RefusedError, log_unexpected
 from optiq_daemon.events import EventLog
+from optiq_daemon.fairness import VirtualCounters
 from optiq_daemon.ingest import Ingest
 from optiq_daemon.jobs import JobRecord, JobTable
 from optiq_daemon.names import AdapterKey, JobKey, new_job_id
+from optiq_daemon.quotas import QuotaGate
 from optiq_daemon.signals import Changed, first_of
 from optiq_daemon.states import JobState
 from optiq_daemon.store import Store
 from optiq_daemon.supervisor import EngineSupervisor
 from optiq_daemon.tasks import Tasks
 from optiq_daemon.trainer import Outcome, Trainer
+from optiq_daemon.usage import UsageTable
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,9 @@ class JobQueue:
         silence_s: seconds without a sign of life after which a trainer is killed.
         attempts: trainer processes that may die in a row without a new checkpoint.
         load_in: how the base is quantized at load, as the engine has it; empty for as it is.
+        gate: says how many jobs a tenant may have open.
+        weight: a tenant's share of training time, relative to the others.
+        usage: where training time is counted.
     """
 
     def __init__(
@@ -56,6 +62,9 @@ class JobQueue:
         silence_s: float,
         attempts: int,
         load_in: str = "",
+        gate: QuotaGate,
+        weight: Callable[[str], float],
+        usage: UsageTable,
     ) -> None:
         self._store = store
         self._events = events
@@ -65,6 +74,10 @@ class JobQueue:
         self._silence_s = silence_s
         self._attempts = attempts
         self._load_in = load_in
+        self._gate = gate
+        self._usage = usage
+        # Seconds of training, shared like tokens are: the tenant with the least, by its weight, is next.
+        self._turns = VirtualCounters(weight)
         self._table = JobTable(store)
         # Jobs that have not ended live here, so that the runner and the RPCs change one object.
         self._open: dict[JobKey, JobRecord] = {}
@@ -80,6 +93,7 @@ class JobQueue:
         waiting = (JobState.QUEUED, JobState.PLANNING, JobState.WAITING, JobState.RUNNING, JobState.PAUSED)
         for record in self._table.in_states(*waiting):
             self._open[record.key] = record
+            self._turns.enter(record.tenant)
             if record.cancel_requested:
                 self._set(record, JobState.CANCELLED, "cancelled as asked")
             elif record.state is JobState.RUNNING:
@@ -107,6 +121,7 @@ class JobQueue:
             return self._open.get(made.key, made)
         if not self._store.has_tenant(tenant):
             raise NotFoundError("tenant", f"tenants/{tenant}", f"there is no tenant {tenant!r}")
+        self._gate.check(tenant, "queued_jobs", self.open_count(tenant), retry_seconds=60.0)
         record = JobRecord(
             id=new_job_id(adapter_id),
             tenant=tenant,
@@ -118,6 +133,7 @@ class JobQueue:
             self._table.insert(record)
             self._events.append("job.queued", record.key.name, f"trains {adapter_id}", {"adapter_id": adapter_id})
         self._open[record.key] = record
+        self._turns.enter(tenant)
         self.changed.notify()
         return record
 
@@ -139,6 +155,22 @@ class JobQueue:
     def waiting(self) -> int:
         """Jobs that have not begun."""
         return sum(record.state is not JobState.RUNNING for record in self._open.values())
+
+    def open_jobs(self, tenant: str) -> list[JobRecord]:
+        """A tenant's jobs that have not ended, oldest first."""
+        return [record for record in self._open.values() if record.tenant == tenant]
+
+    def open_count(self, tenant: str) -> int:
+        """How many of a tenant's jobs have not ended."""
+        return len(self.open_jobs(tenant))
+
+    async def settled(self, tenant: str) -> None:
+        """Wait until all jobs of a tenant have ended."""
+        while True:
+            ticket = self.changed.ticket()
+            if not self.open_count(tenant):
+                return
+            await ticket.wait()
 
     async def cancel(self, key: JobKey) -> JobRecord:
         """End a job: at once if it does not run, else at its next step. No effect on one that has ended."""
@@ -193,7 +225,7 @@ class JobQueue:
     async def _run(self) -> None:
         while not self._draining:
             ticket = self.changed.ticket()
-            record = next((one for one in self._open.values() if one.state is JobState.QUEUED), None)
+            record = self._next()
             if record is None:
                 await ticket.wait()
                 continue
@@ -209,6 +241,15 @@ class JobQueue:
                 self._set(record, JobState.FAILED, f"an unexpected error, logged by the daemon as {error_id}")
             finally:
                 self.running = self.trainer = None
+
+    def _next(self) -> JobRecord | None:
+        """The oldest queued job of the tenant whose turn it is."""
+        queued: dict[str, JobRecord] = {}
+        for record in self._open.values():
+            if record.state is JobState.QUEUED:
+                queued.setdefault(record.tenant, record)
+        tenant = self._turns.next(queued)
+        return queued[tenant] if tenant is not None else None
 
     async def _work(self, record: JobRecord) -> None:
         if record.state_reason == "":
@@ -250,7 +291,11 @@ class JobQueue:
             record.attempts += 1
             record.start_time = record.start_time or time.time()
             self._set(record, JobState.RUNNING, "")
-            outcome = await trainer.run()
+            began = time.monotonic()
+            try:
+                outcome = await trainer.run()
+            finally:
+                self._count(record, time.monotonic() - began)
             self.trainer = None
             if self._draining and outcome.kind in ("stopped", "died"):
                 self._set(record, JobState.QUEUED, "stopped with the daemon; goes on when it is started again")
@@ -259,6 +304,10 @@ class JobQueue:
             backoff = await self._pause(record, backoff)
             if self._draining:
                 return
+
+    def _count(self, record: JobRecord, seconds: float) -> None:
+        self._turns.charge(record.tenant, seconds)
+        self._usage.add(record.tenant, record.tenant, record.adapter_id, training_seconds=seconds)
 
     async def _pause(self, record: JobRecord, seconds: float) -> float:
         """Wait before the next attempt, unless the job ends or the daemon stops; returns the next pause."""
@@ -326,7 +375,8 @@ class JobQueue:
         record.state, record.state_reason = state, reason
         if state.ended:
             record.end_time = time.time()
-            self._open.pop(record.key, None)
+            if self._open.pop(record.key, None) is not None:
+                self._turns.leave(record.tenant)
         with self._store.transaction():
             self._table.save(record)
             if moved:

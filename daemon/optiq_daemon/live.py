@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ class LiveRequest:
     adapter: str
     digest: str = ""
     phase: str = "queued"
+    # In its tenant's queue; 0 once it has its row.
+    position: int = 0
     completion_tokens: int = 0
     start_time: float = field(default_factory=time.time)
     began: float = field(default_factory=time.monotonic)
@@ -47,15 +50,16 @@ class LiveRequest:
 
 
 class LiveTable:
-    """Admits up to `limit` requests at a time and counts them out.
+    """Admits up to `limit` requests of each tenant at a time and counts them out.
 
     Args:
-        limit: rows of the batch plus places in the queue.
+        limit: rows of the batch plus places in a tenant's queue.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._requests: dict[int, LiveRequest] = {}
+        self._counts: Counter[str] = Counter()
         self._next = 0
         self._draining = False
         self._changed = Changed()
@@ -70,15 +74,21 @@ class LiveTable:
         """
         if self._draining:
             raise UnavailableError("the daemon is stopping", reason="DAEMON_STOPPING", retry_seconds=5.0)
-        if len(self._requests) >= self._limit:
+        if self.count(request.tenant) >= self._limit:
             raise QueueFullError("requests", f"{self._limit} requests are being served or wait already")
         number, self._next = self._next, self._next + 1
         self._requests[number] = request
+        self._counts[request.tenant] += 1
         try:
             yield
         finally:
             del self._requests[number]
+            self._counts[request.tenant] -= 1
             self._changed.notify()
+
+    def count(self, tenant: str) -> int:
+        """Requests of a tenant that are served or wait."""
+        return self._counts.get(tenant, 0)
 
     def requests(self) -> list[LiveRequest]:
         """All of them, oldest first."""

@@ -71,6 +71,14 @@ def parse_job(text: str, field: str = "name") -> JobKey:
     return JobKey(*_parse(text, field, "jobs", "job"))
 
 
+def parse_token(text: str, field: str = "name") -> tuple[str, str]:
+    """Tenant and token id of `tenants/{tenant}/tokens/{token}`."""
+    parts = text.split("/")
+    if len(parts) != 4 or (parts[0], parts[2]) != ("tenants", "tokens") or not is_id(parts[1]) or not parts[3]:
+        raise InvalidRequestError.of(field, f"{_shown(text)} is not of the form tenants/{{tenant}}/tokens/{{token}}")
+    return parts[1], parts[3]
+
+
 def parse_adapter_ref(text: str, field: str = "adapter") -> tuple[str, str]:
     """Split `id` or `id@version` into id and version: a digest, its beginning, or `v3` (empty if not pinned)."""
     adapter, at, digest = text.partition("@")

@@ -18,12 +18,13 @@ from optiq_protos.v1 import generation_pb2 as pb
 class Ended:
     """One request. Times are since it arrived, `began` is in seconds since the epoch.
 
-    `adapter` is the id that it resolved to, empty for the base and for names that are not there. `code` is the name of
-    its gRPC status, CANCELLED if the caller went away.
+    `adapter` is the id that it resolved to, empty for the base and for names that are not there, `owner` whose adapter
+    it is. `code` is the name of its gRPC status, CANCELLED if the caller went away.
     """
 
     request_id: str
     tenant: str
+    owner: str
     adapter: str
     digest: str
     code: str
@@ -103,9 +104,11 @@ class _Seen:
     def ended(self) -> Ended:
         """All of it."""
         started, timings = self._started, self._finished.timings
+        tenant = self._request.parent.removeprefix("tenants/") or DEFAULT_TENANT
         return Ended(
             request_id=started.request_id or self._request.request_id,
-            tenant=self._request.parent.removeprefix("tenants/") or DEFAULT_TENANT,
+            tenant=tenant,
+            owner=started.adapter.split("/")[1] if started.adapter else tenant,
             # Only names that were resolved: what callers make up must not fill logs and series.
             adapter=started.adapter.rpartition("/")[2],
             digest=started.adapter_digest,

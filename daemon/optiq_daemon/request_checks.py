@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from optiq_daemon.errors import InvalidRequestError
-from optiq_daemon.names import parse_adapter_ref, parse_parent
+from optiq_daemon.names import parse_adapter, parse_adapter_ref, parse_parent
 from optiq_protos.v1 import generation_pb2
 
 MAX_STOP_STRINGS = 16
@@ -16,7 +16,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 def check_request(request: generation_pb2.GenerateRequest) -> tuple[str, str, str]:
-    """Tenant, adapter id and pinned digest (both may be empty).
+    """Tenant, adapter and pinned digest (both may be empty); the adapter is an id, or a full name if that was given.
 
     Raises:
         InvalidRequestError: names every field that is wrong.
@@ -29,7 +29,10 @@ def check_request(request: generation_pb2.GenerateRequest) -> tuple[str, str, st
         wrong += error.violations
     try:
         if request.adapter:
-            adapter, digest = parse_adapter_ref(request.adapter)
+            folder, slash, reference = request.adapter.rpartition("/")
+            adapter, digest = parse_adapter_ref(reference)
+            if slash:
+                adapter = parse_adapter(f"{folder}/{adapter}", "adapter").name
     except InvalidRequestError as error:
         wrong += error.violations
     scale = request.adapter_scale

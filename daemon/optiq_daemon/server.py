@@ -26,7 +26,7 @@ from grpc_reflection.v1alpha import reflection
 from optiq_client import paths
 from optiq_core.errors import OptiqError
 from optiq_daemon.app import VERSION, App
-from optiq_daemon.config import ConfigError, Configuration, Settings, bind_address
+from optiq_daemon.config import ConfigError, Configuration, Settings, bind_address, is_public
 from optiq_daemon.gateway.server import HttpServer
 from optiq_daemon.interceptor import MAX_REQUEST_BYTES, ErrorInterceptor
 from optiq_daemon.logs import log_request
@@ -35,8 +35,10 @@ from optiq_daemon.services.adapters import AdapterService
 from optiq_daemon.services.events import EventService
 from optiq_daemon.services.generation import GenerationService
 from optiq_daemon.services.runtime import RuntimeService
+from optiq_daemon.services.tenants import TenantService
 from optiq_daemon.services.training import TrainingService
 from optiq_daemon.states import EngineState
+from optiq_daemon.tls import server_credentials
 from optiq_daemon.tracing import Tracing
 from optiq_protos.v1 import (
     adapter_pb2,
@@ -47,6 +49,8 @@ from optiq_protos.v1 import (
     generation_pb2_grpc,
     runtime_pb2,
     runtime_pb2_grpc,
+    tenant_pb2,
+    tenant_pb2_grpc,
     training_pb2,
     training_pb2_grpc,
 )
@@ -64,6 +68,7 @@ SERVICES = tuple(
         (training_pb2, "TrainingService"),
         (runtime_pb2, "RuntimeService"),
         (event_pb2, "EventService"),
+        (tenant_pb2, "TenantService"),
     )
 )
 # What needs the engine. The others answer as soon as the socket is there.
@@ -125,6 +130,11 @@ async def _serve(settings: Settings, mounts: dict[AdapterKey, Path]) -> str:
     stopping = _signals()
     health = health_aio.HealthServicer()
     server = _server(app, health)
+    if is_public(settings) and not app.tenants.tokens.any():
+        raise ConfigError(
+            f"address {settings.address!r}: other machines could reach it, and there is no token yet; start once "
+            "without an address, make one with 'optiq tenants token TENANT', then start again"
+        )
     address = _bind(server, settings)
     http = HttpServer(app, settings) if settings.http_port else None
     app.generations.observe(log_request)
@@ -163,7 +173,7 @@ async def _serve(settings: Settings, mounts: dict[AdapterKey, Path]) -> str:
 
 def _server(app: App, health: health_aio.HealthServicer) -> Any:
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()],
+        interceptors=[ErrorInterceptor(app.gatekeeper)],
         options=[
             ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
             ("grpc.max_metadata_size", 64 * 1024),
@@ -181,8 +191,12 @@ def _server(app: App, health: health_aio.HealthServicer) -> Any:
         ),
         (adapter_pb2_grpc.add_AdapterServiceServicer_to_server, AdapterService(app.registry, app.ingest)),
         (training_pb2_grpc.add_TrainingServiceServicer_to_server, TrainingService(app.jobs, app.store)),
-        (runtime_pb2_grpc.add_RuntimeServiceServicer_to_server, RuntimeService(app.status)),
+        (runtime_pb2_grpc.add_RuntimeServiceServicer_to_server, RuntimeService(app.status, app.tenancy.view)),
         (event_pb2_grpc.add_EventServiceServicer_to_server, EventService(app.events)),
+        (
+            tenant_pb2_grpc.add_TenantServiceServicer_to_server,
+            TenantService(app.tenants, app.usage, app.registry, app.tenancy.load, app.tenancy.remove),
+        ),
         (health_pb2_grpc.add_HealthServicer_to_server, health),
     ]
     for register, servicer in add:
@@ -199,8 +213,9 @@ def _bind(server: Any, settings: Settings) -> str:
         if address.startswith("unix:"):
             # Left behind by a daemon that was killed: the lock says that nobody listens there.
             Path(address.removeprefix("unix:")).unlink(missing_ok=True)
+        credentials = None if address.startswith("unix:") else server_credentials(settings)
         try:
-            bound = server.add_insecure_port(address)
+            bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
         except RuntimeError:
             bound = 0
         if not bound:

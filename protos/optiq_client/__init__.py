@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optiq_client.aio import AsyncClient, AsyncGeneration, AsyncStream
     from optiq_client.client import Client, Generation, Stream
+    from optiq_client.credentials import CredentialsError, Tls
     from optiq_client.errors import (
         AlreadyExists,
         Cancelled,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         JobState,
         RankScaling,
     )
+    from optiq_client.tenancy import Tenant, TenantLoad, TenantQuotas, TenantRole, TenantToken, TenantUsage
     from optiq_client.types import (
         Adapter,
         AdapterChange,
@@ -82,6 +84,8 @@ _HOME = {
     ),
     "aio": ("AsyncClient", "AsyncGeneration", "AsyncStream"),
     "client": ("Client", "Generation", "Stream"),
+    "credentials": ("CredentialsError", "Tls"),
+    "tenancy": ("Tenant", "TenantLoad", "TenantQuotas", "TenantRole", "TenantToken", "TenantUsage"),
     "errors": (
         "AlreadyExists",
         "Cancelled",
@@ -116,6 +120,7 @@ __all__ = [
     "Chunk",
     "Client",
     "ConnectionFailed",
+    "CredentialsError",
     "DeadlineExceeded",
     "Device",
     "Engine",
@@ -145,7 +150,14 @@ __all__ = [
     "Started",
     "Status",
     "Stream",
+    "Tenant",
+    "TenantLoad",
+    "TenantQuotas",
+    "TenantRole",
+    "TenantToken",
+    "TenantUsage",
     "Timings",
+    "Tls",
     "TrainingConfig",
     "Unavailable",
     "Usage",

@@ -81,8 +81,8 @@ def generate(
     request_id: str,
 ) -> Call[t.GenerationEvent | None]:
     """GenerationService.Generate."""
-    if "/" in adapter:  # a full name says the tenant too
-        tenant, _, adapter = adapter.removeprefix("tenants/").partition("/adapters/")
+    # Another tenant's keeps its full name: it may be shared. The request is still this tenant's.
+    adapter = adapter.removeprefix(f"{tenant_name(tenant)}/adapters/")
     request = generation_pb2.GenerateRequest(
         parent=tenant_name(tenant),
         adapter=adapter,

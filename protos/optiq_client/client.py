@@ -21,13 +21,15 @@ import grpc
 
 from optiq_client import calls, states
 from optiq_client import types as t
-from optiq_client.channel import DEFAULT_TIMEOUT, channel_options
+from optiq_client.channel import DEFAULT_TIMEOUT
+from optiq_client.credentials import Credentials, Tls
 from optiq_client.errors import OptiqClientError
 from optiq_client.generation import GenerationState
 from optiq_client.paths import resolve_address
 from optiq_client.readiness import Readiness
 from optiq_client.resources import Adapters, Events, Runtime, Training
 from optiq_client.status import to_error
+from optiq_client.tenants import Tenants
 
 T = TypeVar("T")
 
@@ -114,11 +116,14 @@ class Client:
     Args:
         address: ``unix:/path`` or ``host:port``; by default ``$OPTIQ_ADDRESS``, else the socket of ``home``.
         home: the daemon's folder; by default ``$OPTIQ_HOME``, else the user's data directory.
-        tenant: tenant id that short adapter and job names belong to.
+        tenant: tenant id that short adapter and job names belong to; by default the token's, else ``default``.
         timeout: seconds for calls with one answer.
+        token: the tenant's token; by default ``$OPTIQ_TOKEN``, else the content of ``$OPTIQ_TOKEN_FILE``.
+        tls: certificates for a TCP address; by default those of ``$OPTIQ_CA_FILE`` and its two sisters.
 
     Raises:
         SocketPathError: the home's socket path is longer than a Unix socket allows.
+        CredentialsError: a file that cannot be read, or a token that would cross a network in the clear.
     """
 
     def __init__(
@@ -126,17 +131,21 @@ class Client:
         address: str | None = None,
         *,
         home: str | os.PathLike[str] | None = None,
-        tenant: str = "default",
+        tenant: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
+        token: str | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.address = resolve_address(address, home)
-        self.tenant = tenant
+        self._credentials = Credentials.resolve(self.address, token, tls)
+        self.tenant = tenant or self._credentials.tenant
         self.timeout = timeout
-        self._channel = grpc.insecure_channel(self.address, options=channel_options(self.address))
+        self._channel = self._credentials.channel(grpc)
         self.adapters = Adapters(self)
         self.training = Training(self)
         self.runtime = Runtime(self)
         self.events = Events(self)
+        self.tenants = Tenants(self)
 
     def generate(
         self,
@@ -218,7 +227,8 @@ class Client:
             response_deserializer=call.response.FromString,
         )
         try:
-            return call.convert(method(call.request, timeout=self.timeout if timeout is None else timeout))
+            deadline = self.timeout if timeout is None else timeout
+            return call.convert(method(call.request, timeout=deadline, metadata=self._credentials.metadata))
         except grpc.RpcError as error:
             raise to_error(error, address=self.address) from error
 
@@ -229,7 +239,8 @@ class Client:
             request_serializer=lambda m: m.SerializeToString(),
             response_deserializer=call.response.FromString,
         )
-        return Stream(method(call.request, timeout=timeout), call.convert, self.address)
+        running = method(call.request, timeout=timeout, metadata=self._credentials.metadata)
+        return Stream(running, call.convert, self.address)
 
     def close(self) -> None:
         """Close the connection; running streams end."""

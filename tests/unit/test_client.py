@@ -51,11 +51,12 @@ from tests.tui import scene
 from tests.tui.fake_daemon import FakeDaemonThread
 
 PUBLIC = """
-Adapter AdapterChange AdapterState AdapterVersion AlreadyExists AsyncClient AsyncGeneration AsyncStream Base BatchStats
-Cancelled ChangeType Chunk Client ConnectionFailed DeadlineExceeded Device Engine EngineState Event FailedPrecondition
-FinishReason Finished Generation GenerationEvent HealthStatus InvalidRequest Job JobState JobUpdate LiveRequest Message
-NotFound OptiqClientError PermissionDenied Progress QuarantineReason Queued RankScaling ResourceExhausted ServerError
-Started Status Stream Timings TrainingConfig Unavailable Usage Violation
+Adapter AdapterChange AdapterState AdapterVersion AlreadyExists AsyncClient AsyncGeneration AsyncStream Base
+BatchStats Cancelled ChangeType Chunk Client ConnectionFailed CredentialsError DeadlineExceeded Device Engine
+EngineState Event FailedPrecondition FinishReason Finished Generation GenerationEvent HealthStatus InvalidRequest Job
+JobState JobUpdate LiveRequest Message NotFound OptiqClientError PermissionDenied Progress QuarantineReason Queued
+RankScaling ResourceExhausted ServerError Started Status Stream Tenant TenantLoad TenantQuotas TenantRole TenantToken
+TenantUsage Timings Tls TrainingConfig Unavailable Usage Violation
 """
 
 

@@ -56,10 +56,10 @@ def test_addresses_that_only_this_machine_reaches(tmp_path: Path, address: str) 
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("0.0.0.0:50070", "neither TLS nor tokens"),
-        ("192.168.1.5:50070", "neither TLS nor tokens"),
-        ("example.org:50070", "neither TLS nor tokens"),
-        ("[::]:50070", "neither TLS nor tokens"),
+        ("0.0.0.0:50070", "needs TLS and tokens"),
+        ("192.168.1.5:50070", "needs TLS and tokens"),
+        ("example.org:50070", "needs TLS and tokens"),
+        ("[::]:50070", "needs TLS and tokens"),
         ("50070", "host:port"),
         ("127.0.0.1:http", "host:port"),
         ("127.0.0.1:99999", "host:port"),

@@ -31,14 +31,13 @@ def ls(connection: Connection, as_json: bool) -> None:
 
     with connection.client() as client:
         found = client.adapters.list()
+        tenant = client.tenant
         place = "" if found or as_json else client.runtime.status().adapters_path
     if as_json:
         output.print_json(found)
         return
     if not found:
-        output.note(
-            f"no adapters yet: copy a folder to {place}/{connection.tenant}/NAME, or train one with: optiq jobs submit"
-        )
+        output.note(f"no adapters yet: copy a folder to {place}/{tenant}/NAME, or train one with: optiq jobs submit")
         return
     output.print_table(
         ("NAME", "STATE", "DIGEST", "FORMAT", "KIND", "RANK", "PARAMETERS", "DISK", "REQUESTS", "CHANGED"),

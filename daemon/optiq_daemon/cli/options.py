@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -31,9 +32,13 @@ def default_address(address: str | None = None, home: str | None = None) -> str:
 
     if address or home or os.environ.get("OPTIQ_ADDRESS"):
         return resolve_address(address, home)
+    from msgspec.structs import replace
+
     from optiq_daemon.config import bind_address, load_configuration
 
-    return bind_address(load_configuration().settings)
+    settings = load_configuration().settings
+    # On the daemon's own machine its socket is simpler than TLS.
+    return bind_address(replace(settings, address="") if settings.tls != "off" else settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +47,30 @@ class Connection:
 
     address: str | None
     home: str | None
-    tenant: str
+    tenant: str | None
+    token_file: str | None = None
 
     def client(self) -> Client:
         """A client; close it, or use it as a context manager."""
         from optiq_client import Client
+        from optiq_client.credentials import read_token_file
 
-        return Client(default_address(self.address, self.home), tenant=self.tenant)
+        token = read_token_file(Path(self.token_file)) if self.token_file else None
+        return Client(default_address(self.address, self.home), tenant=self.tenant, token=token)
 
 
 def connection_options(command: F) -> F:
-    """Add --address, --home and --tenant; the command gets ``connection``."""
+    """Add --address, --home, --tenant and --token-file; the command gets ``connection``."""
 
     @click.option("--address", metavar="ADDR", help="Daemon to talk to: unix:/path or host:port.")
     @click.option("--home", metavar="DIR", help="Folder of the daemon to talk to.")
-    @click.option("--tenant", default="default", show_default=True, help="Whose adapters and jobs.")
+    @click.option("--tenant", help="Whose adapters and jobs [the token's tenant, else 'default'].")
+    @click.option("--token-file", metavar="FILE", help="File with the token, where $OPTIQ_TOKEN is not set.")
     @functools.wraps(command)
-    def wrapped(*args: Any, address: str | None, home: str | None, tenant: str, **kwargs: Any) -> Any:
-        return command(*args, connection=Connection(address, home, tenant), **kwargs)
+    def wrapped(
+        *args: Any, address: str | None, home: str | None, tenant: str | None, token_file: str | None, **kwargs: Any
+    ) -> Any:
+        return command(*args, connection=Connection(address, home, tenant, token_file), **kwargs)
 
     return wrapped  # type: ignore[return-value]
 
@@ -73,7 +84,7 @@ def _complete(ctx: click.Context, names: Callable[[Client], list[tuple[str, str]
     from click.shell_completion import CompletionItem
 
     try:
-        found = Connection(ctx.params.get("address"), ctx.params.get("home"), ctx.params.get("tenant") or "default")
+        found = Connection(ctx.params.get("address"), ctx.params.get("home"), ctx.params.get("tenant"))
         with found.client() as client:
             client.timeout = COMPLETION_TIMEOUT
             return [CompletionItem(name, help=text) for name, text in names(client) if name.startswith(start)]

@@ -19,7 +19,7 @@ from optiq_daemon.errors import NotFoundError
 from optiq_daemon.gateway.answers import Answer, Json, refusal
 from optiq_daemon.gateway.anthropic import MessagesBody, MessageShape, message_request
 from optiq_daemon.gateway.bodies import read_body
-from optiq_daemon.gateway.callers import tenant_of
+from optiq_daemon.gateway.callers import check_sees_all, tenant_of
 from optiq_daemon.gateway.choices import run
 from optiq_daemon.gateway.metrics import Metrics
 from optiq_daemon.gateway.names import base_name
@@ -94,6 +94,7 @@ class Gateway:
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics, for Prometheus."""
+        check_sees_all(request)
         content, media_type = self._metrics.page(await self._app.status())
         return Response(content, media_type=media_type)
 
@@ -148,9 +149,9 @@ def make_asgi(app: App, metrics: Metrics) -> ASGIApp:
         _route("/healthz", gateway.health, "GET"),
         _route("/metrics", gateway.metrics, "GET"),
     ]
-    return LoopbackOnly(
-        Starlette(routes=routes, exception_handlers={HTTPException: _http_problem, Exception: _problem})
-    )
+    served = Starlette(routes=routes, exception_handlers={HTTPException: _http_problem, Exception: _problem})
+    served.state.gatekeeper = app.gatekeeper
+    return LoopbackOnly(served)
 
 
 def _route(path: str, handler: Callable[[Request], Awaitable[Any]], method: str) -> Route:
