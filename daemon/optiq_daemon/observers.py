@@ -72,12 +72,18 @@ class Observed:
                     seen.take(response)
                     yield response
         except Exception as error:
-            seen.code = code_pb2.Code.Name(error.code) if isinstance(error, RequestError) else "INTERNAL"
+            seen.code = _code(error)
             raise
         finally:
             ended = seen.ended()
             for observer in self._observers:
                 observer(ended)
+
+
+def _code(error: Exception) -> str:
+    """As the error map has it: what is not known is the daemon's own fault."""
+    code = error.code if isinstance(error, RequestError) else code_pb2.UNKNOWN
+    return code_pb2.Code.Name(code_pb2.INTERNAL if code == code_pb2.UNKNOWN else code)
 
 
 class _Seen:
