@@ -8,6 +8,7 @@
     ├── DataError           training data that cannot be read
     ├── QuantizationError   bits that cannot be measured or allocated
     ├── PlanError           a plan that cannot be made
+    ├── KVConfigError       KV caches that the model cannot have
     └── TrainingError       a run that cannot start or go on
 
 Messages name the file and the field and say what would be right. They never hold prompt text.
@@ -83,3 +84,7 @@ class TrainingError(OptiqError):
     def __init__(self, message: str, *, field: str = "") -> None:
         super().__init__(message)
         self.field = field
+
+
+class KVConfigError(OptiqError):
+    """A KV cache that does not exist or that the model's layers cannot have."""

@@ -39,7 +39,7 @@ from optiq_daemon.tenants import TenantRecord, Tenants
 from optiq_daemon.usage import UsageTable
 from optiq_daemon.watcher import DropWatcher
 from optiq_protos.internal.v1 import engine_pb2
-from optiq_protos.v1 import runtime_pb2
+from optiq_protos.v1 import generation_pb2, runtime_pb2
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,9 @@ class App:
         retention = Retention(settings.keep_versions, settings.keep_alive_s)
         self.registry = Registry(self.store, self.events, Blobs(paths.store_path(home)), retention)
         self.live = LiveTable(settings.max_batch + settings.max_queue)
+        sampling = generation_pb2.SamplingParams(
+            temperature=settings.default_temperature, top_p=settings.default_top_p, top_k=settings.default_top_k
+        )
         self.admission = Admission(
             settings.max_batch,
             settings.max_queue,
@@ -88,6 +91,7 @@ class App:
             admission=self.admission,
             engine=lambda: self.engine.client,
             default_max_tokens=settings.default_max_tokens,
+            default_sampling=sampling,
         )
         self.generations = Observed(generations.serve)
         self.generations.observe(self._count)
@@ -108,8 +112,10 @@ class App:
         places = settings.max_batch + settings.max_queue
         batch = ["--max-batch", str(settings.max_batch), "--max-queue", str(2 * places)]
         loading = ["--load-in", settings.load_in] if settings.load_in else []
+        kv = ["--kv-config", str(Path(settings.kv_config).expanduser().absolute())] if settings.kv_config else []
+        caches = ["--kv", settings.kv, *kv]
         self.engine = EngineSupervisor(
-            [ENGINE_MODULE, "--model", settings.model, *loading, *batch],
+            [ENGINE_MODULE, "--model", settings.model, *loading, *caches, *batch],
             home,
             paths.logs_path(home) / "engine.log",
             self.events,

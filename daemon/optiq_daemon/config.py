@@ -23,7 +23,7 @@ from optiq_client.paths import (
     home_path,
     socket_path,
 )
-from optiq_core.errors import OptiqError
+from optiq_core.errors import KVConfigError, OptiqError
 
 ENVIRONMENT_PREFIX = "OPTIQ_"
 
@@ -53,7 +53,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     settle_ms: Annotated[int, msgspec.Meta(ge=10, le=60_000)] = 250
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
     max_queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 256
+    kv: Annotated[str, msgspec.Meta(min_length=1)] = "float"
+    kv_config: str = ""
     default_max_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
+    default_temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
+    default_top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    default_top_k: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
     reconcile_interval_s: Annotated[float, msgspec.Meta(ge=0.2, le=3600)] = 5.0
     keep_versions: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
     adapter_budget_mb: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 0
@@ -88,7 +93,12 @@ DESCRIPTIONS: dict[str, str] = {
     "settle_ms": "Milliseconds that a dropped folder must be still before it is taken.",
     "max_batch": "Most requests decoded in one step.",
     "max_queue": "Most requests waiting for a place in the batch; more are refused.",
+    "kv": "KV cache of every layer: float, or METHOD:BITS such as turboquant:4, rotated:4 or affine:8.",
+    "kv_config": "File with the KV cache of each layer, as `optiq kv-cache` writes it; empty for `kv` everywhere.",
     "default_max_tokens": "Tokens to generate at most, where a request does not say.",
+    "default_temperature": "Temperature where a request does not say; 0 for greedy.",
+    "default_top_p": "Nucleus mass where a request does not say; 1 for off.",
+    "default_top_k": "Most likely tokens to keep where a request does not say; 0 for off.",
     "reconcile_interval_s": "Seconds between looks at the drop folder for changes that raised no event.",
     "keep_versions": "Versions that each adapter name keeps for rollback, the served one included.",
     "adapter_budget_mb": "Megabytes (1e6) of adapters in the engine at a time; 0: a quarter of what the base leaves.",
@@ -102,7 +112,14 @@ DESCRIPTIONS: dict[str, str] = {
 }
 
 # Flags of `optiq serve` that are not named after their key.
-_FLAGS = {"http_host": "--host", "http_port": "--port"}
+_FLAGS = {
+    "http_host": "--host",
+    "http_port": "--port",
+    "default_max_tokens": "--max-tokens",
+    "default_temperature": "--temp",
+    "default_top_p": "--top-p",
+    "default_top_k": "--top-k",
+}
 
 
 def flag_of(key: str) -> str:
@@ -157,7 +174,25 @@ def load_configuration(
     _check_tls(settings, origins)
     _check_address(settings, origins["address"])
     _check_http(settings, origins)
+    _check_kv(settings, origins)
     return Configuration(settings, origins)
+
+
+def _check_kv(settings: Settings, origins: Mapping[str, str]) -> None:
+    from optiq_core.kv.config import parse_uniform, read_kv_config
+
+    try:
+        uniform = parse_uniform(settings.kv)
+    except KVConfigError as error:
+        raise ConfigError(f"{origins['kv']}: {error}") from None
+    if not settings.kv_config:
+        return
+    if uniform is not None:
+        raise ConfigError(
+            f"{origins['kv']} and {origins['kv_config']} both say how layers cache; "
+            "leave one out, or add `method` to the entries of the file"
+        )
+    read_kv_config(Path(settings.kv_config).expanduser())
 
 
 def bind_address(settings: Settings) -> str:

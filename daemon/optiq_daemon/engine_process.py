@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from optiq_core.base import LoadedBase
     from optiq_core.engine.engine import Engine
     from optiq_core.engine.types import Event, Finished
+    from optiq_core.kv.factory import CachePlan
 
 log = logging.getLogger("optiq.engine")
 
@@ -54,6 +55,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
 
     def __init__(self, settings: argparse.Namespace) -> None:
         self._settings = settings
+        self._caches: CachePlan
         self._loaded: asyncio.Future[tuple[LoadedBase, Engine]] = asyncio.get_running_loop().create_future()
         # One thread reads adapters: MLX streams belong to threads, and reading in turn keeps decoding undisturbed.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -85,14 +87,32 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         for note in base.profile.notes[len(profile.notes) :]:
             log.warning("%s", note)
         log.info("base %s: %.0f MB, %.2f bits per weight", base.path, base.memory_bytes / 1e6, base.bits_per_weight)
+        plan = self._plan_caches(base)
         engine = Engine(
             base,
             max_batch=self._settings.max_batch,
             max_queue=self._settings.max_queue,
             prefill_chunk=self._settings.prefill_chunk,
+            new_cache=plan,
         )
         engine.start()
         return base, engine
+
+    def _plan_caches(self, base: LoadedBase) -> CachePlan:
+        from optiq_core.kv.config import parse_uniform, read_kv_config
+        from optiq_core.kv.factory import plan_caches
+
+        file = self._settings.kv_config
+        self._caches = plan_caches(base.model, read_kv_config(file) if file else parse_uniform(self._settings.kv))
+        for note in self._caches.notes:
+            log.warning("KV cache: %s", note)
+        log.info(
+            "KV cache %s: %.0f bytes per token, float %.0f",
+            self._caches.name,
+            self._caches.bytes_per_token,
+            self._caches.float_bytes_per_token,
+        )
+        return self._caches
 
     async def close(self) -> None:
         """End the engine; running requests fail."""
@@ -184,6 +204,8 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             tokens_per_second=status.tokens_per_second,
             generated_tokens=status.generated_tokens,
             max_adapters_in_one_step=status.max_adapters_in_one_step,
+            kv_cache=self._caches.name,
+            kv_bytes_per_token=self._caches.bytes_per_token,
         )
 
 
@@ -333,6 +355,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--load-in", choices=LOAD_IN, help="quantize an unquantized base while it is loaded")
     parser.add_argument("--max-batch", type=int, default=16, help="rows that decode together at most")
     parser.add_argument("--max-queue", type=int, default=256, help="requests that may wait")
+    parser.add_argument("--kv", default="float", help="KV cache of every layer: float, or METHOD:BITS")
+    parser.add_argument("--kv-config", type=Path, help="KV cache of each layer: a kv_config.json")
     parser.add_argument("--prefill-chunk", type=int, default=512, help="prompt tokens between two decode steps")
     return parser.parse_args(arguments)
 

@@ -28,6 +28,7 @@ class Generations:
     Args:
         engine: gives the serving engine's client, or raises UnavailableError.
         default_max_tokens: for requests that do not say.
+        default_sampling: likewise; a field that a request sets wins over it.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Generations:
         admission: Admission,
         engine: Callable[[], EngineClient],
         default_max_tokens: int,
+        default_sampling: generation_pb2.SamplingParams | None = None,
     ) -> None:
         self._registry = registry
         self._router = router
@@ -48,6 +50,7 @@ class Generations:
         self._live = live
         self._engine = engine
         self._default_max_tokens = default_max_tokens
+        self._default_sampling = default_sampling or generation_pb2.SamplingParams()
 
     async def serve(
         self, request: generation_pb2.GenerateRequest
@@ -115,12 +118,15 @@ class Generations:
                 self._registry.residency.forget_resident(resolved.digest)
 
     def _forwarded(self, request: generation_pb2.GenerateRequest, digest: str) -> engine_pb2.GenerateRequest:
+        sampling = generation_pb2.SamplingParams()
+        sampling.CopyFrom(self._default_sampling)
+        sampling.MergeFrom(request.sampling)
         # The caller's id is for people; two callers may choose the same one.
         forwarded = engine_pb2.GenerateRequest(
             request_id=secrets.token_hex(16),
             adapter_digest=digest,
             adapter_scale=request.adapter_scale if request.HasField("adapter_scale") else 1.0,
-            sampling=request.sampling,
+            sampling=sampling,
             max_tokens=request.max_tokens or self._default_max_tokens,
             stop=request.stop,
         )

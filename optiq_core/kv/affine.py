@@ -12,10 +12,8 @@ import mlx.core as mx
 
 from .attention import group_queries, masked_softmax
 from .codec import Parts
+from .config import AFFINE_BITS, GROUP_SIZES
 from .rotation import random_rotation
-
-GROUP_SIZES = (32, 64, 128)
-BITS = (2, 3, 4, 5, 6, 8)
 
 
 class AffineCodec:
@@ -32,10 +30,10 @@ class AffineCodec:
     """
 
     def __init__(self, head_dim: int, bits: int, group_size: int, seed: int | None = None) -> None:
-        if bits not in BITS or group_size not in GROUP_SIZES or head_dim % group_size:
+        if bits not in AFFINE_BITS or group_size not in GROUP_SIZES or head_dim % group_size:
             raise ValueError(
-                f"affine caches take bits of {BITS}, group sizes of {GROUP_SIZES} and head dimensions that are a "
-                f"multiple of the group size; got {bits} bits, group size {group_size}, head dimension {head_dim}"
+                f"affine caches take bits of {AFFINE_BITS}, group sizes of {GROUP_SIZES} and heads that are a "
+                f"multiple of it; got {bits} bits, group size {group_size}, heads of {head_dim} channels"
             )
         self.dim, self.bits, self.group_size, self.seed = head_dim, bits, group_size, seed
         self._rotation = None if seed is None else random_rotation(head_dim, seed)

@@ -266,6 +266,8 @@ def _engine(m: runtime_pb2.EngineStatus) -> t.Engine:
         tokens_per_second=m.tokens_per_second,
         generated_tokens=m.generated_tokens,
         max_adapters_in_one_step=m.max_adapters_in_one_step,
+        kv_cache=m.kv_cache,
+        kv_bytes_per_token=m.kv_bytes_per_token,
     )
 
 

@@ -298,6 +298,8 @@ class Engine:
     tokens_per_second: float
     generated_tokens: int
     max_adapters_in_one_step: int
+    kv_cache: str
+    kv_bytes_per_token: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class Daemon:
 @pytest.fixture(scope="session")
 def daemon() -> Iterator[Daemon]:
     """One daemon for all tests that leave it running."""
-    running = Daemon("--default-max-tokens", "8")
+    running = Daemon("--max-tokens", "8")
     try:
         running.start()
         yield running

@@ -28,7 +28,7 @@ STORY = [{"role": "user", "content": "Tell me a very long story."}]
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[Daemon]:
     """A daemon with two rows, the gateway, and one adapter."""
-    options = ("--max-batch", "2", "--max-queue", "2", "--default-max-tokens", "6", "--port", str(free_port()))
+    options = ("--max-batch", "2", "--max-queue", "2", "--max-tokens", "6", "--port", str(free_port()))
     daemon = Daemon(*options, "--adapter", str(PIRATE))
     try:
         with daemon.start() as client:

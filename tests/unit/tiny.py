@@ -93,10 +93,10 @@ def save_tiny_base(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def tiny_base(seed: int = 0) -> LoadedBase:
+def tiny_base(seed: int = 0, *, hidden: int = 64) -> LoadedBase:
     """The tiny model as the engine takes it."""
     return LoadedBase(
-        model=tiny_model(seed),
+        model=tiny_model(seed, hidden=hidden),
         tokenizer=tiny_tokenizer(),
         config={"max_position_embeddings": 512},
         path=Path("tiny"),

@@ -51,7 +51,9 @@ def _print_summary(status: Status) -> None:
             "speed": f"{engine.tokens_per_second:.1f} tokens/s  {engine.active_rows} rows  "
             f"{engine.queued_requests} queued  at most {engine.max_adapters_in_one_step} adapters in one step",
             "memory": f"{humanize.size(status.process_memory_bytes)} of {humanize.size(status.memory_limit_bytes)}  "
-            f"adapters {humanize.size(engine.adapter_bytes)}  kv cache {humanize.size(engine.kv_cache_bytes)}",
+            f"adapters {humanize.size(engine.adapter_bytes)}",
+            "kv cache": f"{humanize.size(engine.kv_cache_bytes)}  {engine.kv_cache or 'float'}"
+            + (f"  {humanize.size(int(engine.kv_bytes_per_token))} a token" if engine.kv_bytes_per_token else ""),
             "adapters": f"{status.adapter_count}, {engine.resident_adapters} resident"
             + (f", {quarantined} quarantined" if quarantined else ""),
             "jobs": f"{status.queued_jobs} queued{running}",

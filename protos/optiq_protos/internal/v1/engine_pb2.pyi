@@ -110,7 +110,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("active_rows", "queued_requests", "resident_adapters", "adapter_bytes", "kv_cache_bytes", "active_memory_bytes", "peak_memory_bytes", "tokens_per_second", "generated_tokens", "max_adapters_in_one_step")
+    __slots__ = ("active_rows", "queued_requests", "resident_adapters", "adapter_bytes", "kv_cache_bytes", "active_memory_bytes", "peak_memory_bytes", "tokens_per_second", "generated_tokens", "max_adapters_in_one_step", "kv_cache", "kv_bytes_per_token")
     ACTIVE_ROWS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +121,8 @@ class GetStatusResponse(_message.Message):
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_ADAPTERS_IN_ONE_STEP_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     active_rows: int
     queued_requests: int
     resident_adapters: int
@@ -131,4 +133,6 @@ class GetStatusResponse(_message.Message):
     tokens_per_second: float
     generated_tokens: int
     max_adapters_in_one_step: int
-    def __init__(self, active_rows: _Optional[int] = ..., queued_requests: _Optional[int] = ..., resident_adapters: _Optional[int] = ..., adapter_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., active_memory_bytes: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., max_adapters_in_one_step: _Optional[int] = ...) -> None: ...
+    kv_cache: str
+    kv_bytes_per_token: float
+    def __init__(self, active_rows: _Optional[int] = ..., queued_requests: _Optional[int] = ..., resident_adapters: _Optional[int] = ..., adapter_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., active_memory_bytes: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., max_adapters_in_one_step: _Optional[int] = ..., kv_cache: _Optional[str] = ..., kv_bytes_per_token: _Optional[float] = ...) -> None: ...
