@@ -114,6 +114,8 @@ class App:
         loading = ["--load-in", settings.load_in] if settings.load_in else []
         kv = ["--kv-config", str(Path(settings.kv_config).expanduser().absolute())] if settings.kv_config else []
         caches = ["--kv", settings.kv, *kv]
+        batch += ["--prefill-chunk", str(settings.prefill_chunk), "--kv-cache-mb", str(settings.kv_cache_mb)]
+        batch += ["--prefix-cache-mb", str(settings.prefix_cache_mb)]
         self.engine = EngineSupervisor(
             [ENGINE_MODULE, "--model", settings.model, *loading, *caches, *batch],
             home,

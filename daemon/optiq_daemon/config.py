@@ -55,6 +55,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 256
     kv: Annotated[str, msgspec.Meta(min_length=1)] = "float"
     kv_config: str = ""
+    prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 512
+    kv_cache_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
+    prefix_cache_mb: Annotated[int, msgspec.Meta(ge=0)] = 512
     default_max_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
     default_temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
     default_top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
@@ -95,6 +98,9 @@ DESCRIPTIONS: dict[str, str] = {
     "max_queue": "Most requests waiting for a place in the batch; more are refused.",
     "kv": "KV cache of every layer: float, or METHOD:BITS such as turboquant:4, rotated:4 or affine:8.",
     "kv_config": "File with the KV cache of each layer, as `optiq kv-cache` writes it; empty for `kv` everywhere.",
+    "prefill_chunk": "Most prompt tokens processed at once; fewer while requests decode, so that none stalls.",
+    "kv_cache_mb": "Memory for the KV caches of all running requests; more wait. 0: half of what the base leaves free.",
+    "prefix_cache_mb": "Memory for the KV caches of earlier prompts, used by prompts that begin the same way; 0: none.",
     "default_max_tokens": "Tokens to generate at most, where a request does not say.",
     "default_temperature": "Temperature where a request does not say; 0 for greedy.",
     "default_top_p": "Nucleus mass where a request does not say; 1 for off.",

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("optiq.engine")
 
+MB = 1_000_000
+
 _REASONS = {
     "stop": generation_pb2.FINISH_REASON_STOP,
     "stop_string": generation_pb2.FINISH_REASON_STOP_STRING,
@@ -94,6 +96,8 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             max_queue=self._settings.max_queue,
             prefill_chunk=self._settings.prefill_chunk,
             new_cache=plan,
+            kv_cache_bytes=self._settings.kv_cache_mb * MB or None,
+            prefix_cache_bytes=self._settings.prefix_cache_mb * MB,
         )
         engine.start()
         return base, engine
@@ -163,7 +167,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         return pb.UnloadAdapterResponse()
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:  # noqa: N802
-        from optiq_core.engine.types import Failed, Finished, NotLoadedError, QueueFullError
+        from optiq_core.engine.types import Failed, Finished, NotLoadedError, QueueFullError, TooLargeError
 
         base, engine = await self._ready()
         wanted = _engine_request(request, base)
@@ -184,6 +188,8 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
                     return
         except NotLoadedError as error:
             raise errors.RefusedError(str(error), reason="ADAPTER_NOT_LOADED") from None
+        except TooLargeError as error:
+            raise errors.RefusedError(str(error), reason="KV_CACHE_TOO_SMALL") from None
         except QueueFullError as error:
             raise errors.QueueFullError("engine", str(error)) from None
         finally:
@@ -206,6 +212,11 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             max_adapters_in_one_step=status.max_adapters_in_one_step,
             kv_cache=self._caches.name,
             kv_bytes_per_token=self._caches.bytes_per_token,
+            kv_budget_bytes=status.kv_budget_bytes,
+            prefix_cache_bytes=status.prefix_cache_bytes,
+            prefix_cache_entries=status.prefix_cache_entries,
+            prefix_hits=status.prefix_hits,
+            prefix_hit_tokens=status.prefix_hit_tokens,
         )
 
 
@@ -240,8 +251,9 @@ def _engine_request(request: pb.GenerateRequest, base: LoadedBase) -> Any:
     return EngineRequest(
         request_id=request.request_id,
         prompt=tuple(prompt),
-        adapter=request.adapter_digest,
+        blend=tuple((part.digest, part.weight) for part in request.adapters),
         factor=request.adapter_scale,
+        namespace=request.cache_namespace,
         max_tokens=min(request.max_tokens, room),
         stop=tuple(request.stop),
         sampling=Sampling(
@@ -357,7 +369,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-queue", type=int, default=256, help="requests that may wait")
     parser.add_argument("--kv", default="float", help="KV cache of every layer: float, or METHOD:BITS")
     parser.add_argument("--kv-config", type=Path, help="KV cache of each layer: a kv_config.json")
-    parser.add_argument("--prefill-chunk", type=int, default=512, help="prompt tokens between two decode steps")
+    parser.add_argument("--prefill-chunk", type=int, default=512, help="prompt tokens processed at once at most")
+    parser.add_argument("--kv-cache-mb", type=int, default=0, help="KV caches of all rows; 0: half of what is left")
+    parser.add_argument("--prefix-cache-mb", type=int, default=0, help="KV caches of earlier prompts; 0: none")
     return parser.parse_args(arguments)
 
 

@@ -5,21 +5,31 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
+from typing import NamedTuple
 
 from optiq_daemon.admission import Admission, Ticket
 from optiq_daemon.engine_client import EngineClient
 from optiq_daemon.errors import InvalidRequestError, RefusedError, RequestError
 from optiq_daemon.live import LiveRequest, LiveTable
 from optiq_daemon.quotas import QuotaGate
-from optiq_daemon.registry import Registry, Resolved
-from optiq_daemon.request_checks import check_request
+from optiq_daemon.registry import Registry
+from optiq_daemon.request_checks import CheckedRequest, check_request
 from optiq_daemon.router import Router
+from optiq_daemon.slots import Lease
 from optiq_protos.internal.v1 import engine_pb2
 from optiq_protos.v1 import generation_pb2
 
 NOT_LOADED = "ADAPTER_NOT_LOADED"
 CHARACTERS_PER_TOKEN = 4
+
+
+class Part(NamedTuple):
+    """A leased version that serves a request, with its weight in the blend."""
+
+    name: str
+    lease: Lease
+    weight: float
 
 
 class Generations:
@@ -60,47 +70,57 @@ class Generations:
         Raises:
             RequestError: before the first response or after any.
         """
-        tenant, adapter, digest = check_request(request)
+        checked = check_request(request)
+        tenant = checked.tenant
         request_id = request.request_id or secrets.token_hex(8)
-        live = LiveRequest(request_id, tenant, request.adapter)
+        live = LiveRequest(request_id, tenant, _asked_for(request))
         self._gate.check(tenant, "concurrent_requests", self._live.count(tenant))
         self._gate.check_rate(tenant)
-        resolved = self._router.acquire(tenant, adapter, digest)
-        try:
-            with self._live.admit(live):
-                live.digest = resolved.digest
-                async with aclosing(self._serve(request, resolved, live)) as responses:
-                    async for response in responses:
-                        yield response
-        finally:
-            if resolved.lease is not None:
-                resolved.lease.release()
+        with ExitStack() as leases:
+            parts = self._acquire(checked, leases)
+            leases.enter_context(self._live.admit(live))
+            live.parts = [_served(part, request) for part in parts]
+            async with aclosing(self._serve(request, parts, live)) as responses:
+                async for response in responses:
+                    yield response
+
+    def _acquire(self, checked: CheckedRequest, leases: ExitStack) -> list[Part]:
+        """Resolve every adapter of a request, once; the leases are given up when the stack ends."""
+        if not checked.adapters:
+            self._router.acquire(checked.tenant, "", "")
+        parts = []
+        for asked in checked.adapters:
+            resolved = self._router.acquire(checked.tenant, asked.adapter, asked.digest)
+            assert resolved.key is not None
+            assert resolved.lease is not None
+            parts.append(Part(resolved.key.name, leases.enter_context(resolved.lease), asked.weight))
+        return parts
 
     async def _serve(
-        self, request: generation_pb2.GenerateRequest, resolved: Resolved, live: LiveRequest
+        self, request: generation_pb2.GenerateRequest, parts: list[Part], live: LiveRequest
     ) -> AsyncGenerator[generation_pb2.GenerateResponse, None]:
         # Loaded before it queues: a row that waits for its adapter would be nobody's.
-        await self._ensure(resolved)
+        await self._ensure(parts)
         with self._admission.enter(live.tenant, _estimate(request)) as ticket:
             async for position in ticket.turn():
                 live.position = position
                 yield generation_pb2.GenerateResponse(queued=generation_pb2.Queued(position=position))
             live.position = 0
-            async with aclosing(self._run(request, resolved, live, ticket)) as responses:
+            async with aclosing(self._run(request, parts, live, ticket)) as responses:
                 async for response in responses:
                     yield response
 
-    async def _ensure(self, resolved: Resolved) -> None:
+    async def _ensure(self, parts: list[Part]) -> None:
         self._engine()
-        if resolved.lease is not None:
-            await self._registry.residency.enter(resolved.lease)
+        if parts:
+            await self._registry.residency.enter(*(part.lease for part in parts))
 
     async def _run(
-        self, request: generation_pb2.GenerateRequest, resolved: Resolved, live: LiveRequest, ticket: Ticket
+        self, request: generation_pb2.GenerateRequest, parts: list[Part], live: LiveRequest, ticket: Ticket
     ) -> AsyncGenerator[generation_pb2.GenerateResponse, None]:
-        forwarded = self._forwarded(request, resolved.digest)
+        forwarded = self._forwarded(request, parts, live.tenant)
         for last_try in (False, True):
-            await self._ensure(resolved)
+            await self._ensure(parts)
             client = self._engine()
             waited_ms = (time.monotonic() - live.began) * 1000
             try:
@@ -109,23 +129,27 @@ class Generations:
                         _count(response, ticket)
                         # Its own queue is behind this one: a place there lasts a step at most, and says nothing.
                         if response.WhichOneof("event") != "queued":
-                            yield _passed_on(response, request, resolved, live, waited_ms)
+                            yield _passed_on(response, live, waited_ms)
                 return
             except RequestError as problem:
-                # An engine that forgot the version (it was restarted just now) gets it again, once.
+                # An engine that forgot a version (it was restarted just now) gets it again, once.
                 if last_try or not (isinstance(problem, RefusedError) and problem.reason == NOT_LOADED):
                     raise _as_asked(problem, request) from None
-                self._registry.residency.forget_resident(resolved.digest)
+                for part in parts:
+                    self._registry.residency.forget_resident(part.lease.digest)
 
-    def _forwarded(self, request: generation_pb2.GenerateRequest, digest: str) -> engine_pb2.GenerateRequest:
+    def _forwarded(
+        self, request: generation_pb2.GenerateRequest, parts: list[Part], tenant: str
+    ) -> engine_pb2.GenerateRequest:
         sampling = generation_pb2.SamplingParams()
         sampling.CopyFrom(self._default_sampling)
         sampling.MergeFrom(request.sampling)
         # The caller's id is for people; two callers may choose the same one.
         forwarded = engine_pb2.GenerateRequest(
             request_id=secrets.token_hex(16),
-            adapter_digest=digest,
-            adapter_scale=request.adapter_scale if request.HasField("adapter_scale") else 1.0,
+            adapters=[engine_pb2.AdapterPart(digest=part.lease.digest, weight=part.weight) for part in parts],
+            adapter_scale=_scale(request),
+            cache_namespace=tenant,
             sampling=sampling,
             max_tokens=request.max_tokens or self._default_max_tokens,
             stop=request.stop,
@@ -159,19 +183,17 @@ def _count(response: engine_pb2.GenerateResponse, ticket: Ticket) -> None:
 
 
 def _passed_on(
-    response: engine_pb2.GenerateResponse,
-    request: generation_pb2.GenerateRequest,
-    resolved: Resolved,
-    live: LiveRequest,
-    waited_ms: float,
+    response: engine_pb2.GenerateResponse, live: LiveRequest, waited_ms: float
 ) -> generation_pb2.GenerateResponse:
     kind = response.WhichOneof("event")
     passed = generation_pb2.GenerateResponse(**{kind: getattr(response, kind)})
     if kind == "started":
         live.phase = "prefill"
         passed.started.request_id = live.request_id
-        passed.started.adapter = resolved.key.name if resolved.key else ""
-        passed.started.adapter_digest = resolved.digest
+        passed.started.adapters.extend(live.parts)
+        if len(live.parts) == 1:
+            passed.started.adapter = live.parts[0].name
+            passed.started.adapter_digest = live.parts[0].digest
     elif kind == "chunk":
         live.tokens(len(response.chunk.token_ids))
     elif kind == "finished":
@@ -179,6 +201,21 @@ def _passed_on(
         passed.finished.timings.queue_ms += waited_ms
         passed.finished.timings.time_to_first_token_ms += waited_ms
     return passed
+
+
+def _scale(request: generation_pb2.GenerateRequest) -> float:
+    return request.adapter_scale if request.HasField("adapter_scale") else 1.0
+
+
+def _served(part: Part, request: generation_pb2.GenerateRequest) -> generation_pb2.ServedAdapter:
+    return generation_pb2.ServedAdapter(name=part.name, digest=part.lease.digest, weight=part.weight * _scale(request))
+
+
+def _asked_for(request: generation_pb2.GenerateRequest) -> str:
+    """The request's adapters in one line, for people."""
+    if not request.adapters:
+        return request.adapter
+    return ", ".join(f"{part.name}={part.weight if part.HasField('weight') else 1:g}" for part in request.adapters)
 
 
 def _as_asked(problem: RequestError, request: generation_pb2.GenerateRequest) -> RequestError:

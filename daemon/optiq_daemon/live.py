@@ -10,16 +10,20 @@ from dataclasses import dataclass, field
 
 from optiq_daemon.errors import QueueFullError, UnavailableError
 from optiq_daemon.signals import Changed
+from optiq_protos.v1 import generation_pb2
 
 
 @dataclass
 class LiveRequest:
-    """One request. `began` and `first_token` are monotonic seconds, `start_time` is since the epoch."""
+    """One request. `began` and `first_token` are monotonic seconds, `start_time` is since the epoch.
+
+    `adapter` is what was asked for, `parts` what serves.
+    """
 
     request_id: str
     tenant: str
     adapter: str
-    digest: str = ""
+    parts: list[generation_pb2.ServedAdapter] = field(default_factory=list)
     phase: str = "queued"
     # In its tenant's queue; 0 once it has its row.
     position: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from optiq_daemon.errors import InvalidRequestError
 from optiq_daemon.names import parse_adapter, parse_adapter_ref, parse_parent
@@ -12,32 +13,43 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_REQUEST_ID = 128
 MAX_SCALE = 1000.0
+MAX_BLEND = 16
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def check_request(request: generation_pb2.GenerateRequest) -> tuple[str, str, str]:
-    """Tenant, adapter and pinned digest (both may be empty); the adapter is an id, or a full name if that was given.
+class AskedAdapter(NamedTuple):
+    """An adapter that a request names.
+
+    ``adapter`` is an id, or a full name if that was given; ``digest`` is empty unless it pins a version.
+    """
+
+    adapter: str
+    digest: str
+    weight: float
+
+
+class CheckedRequest(NamedTuple):
+    """Who asks, and for which adapters: none for the bare base, several for a blend."""
+
+    tenant: str
+    adapters: tuple[AskedAdapter, ...]
+
+
+def check_request(request: generation_pb2.GenerateRequest) -> CheckedRequest:
+    """Check everything that can be checked without looking anything up.
 
     Raises:
         InvalidRequestError: names every field that is wrong.
     """
     wrong: list[tuple[str, str]] = []
-    tenant = adapter = digest = ""
+    tenant = ""
     try:
         tenant = parse_parent(request.parent)
     except InvalidRequestError as error:
         wrong += error.violations
-    try:
-        if request.adapter:
-            folder, slash, reference = request.adapter.rpartition("/")
-            adapter, digest = parse_adapter_ref(reference)
-            if slash:
-                adapter = parse_adapter(f"{folder}/{adapter}", "adapter").name
-    except InvalidRequestError as error:
-        wrong += error.violations
-    scale = request.adapter_scale
-    if request.HasField("adapter_scale") and not (math.isfinite(scale) and abs(scale) <= MAX_SCALE):
-        wrong.append(("adapter_scale", f"must be a number from -{MAX_SCALE:g} to {MAX_SCALE:g}, is {scale}"))
+    adapters = _asked_adapters(request, wrong)
+    if request.HasField("adapter_scale"):
+        _check_factor("adapter_scale", request.adapter_scale, wrong)
     wrong += _input_violations(request)
     wrong += _sampling_violations(request.sampling)
     if request.max_tokens < 0:
@@ -51,7 +63,40 @@ def check_request(request: generation_pb2.GenerateRequest) -> tuple[str, str, st
         wrong.append(("request_id", f"must be at most {MAX_REQUEST_ID} printable characters"))
     if wrong:
         raise InvalidRequestError(wrong)
-    return tenant, adapter, digest
+    return CheckedRequest(tenant, adapters)
+
+
+def _asked_adapters(request: generation_pb2.GenerateRequest, wrong: list[tuple[str, str]]) -> tuple[AskedAdapter, ...]:
+    """The adapters that a request names; what is wrong with them is added to ``wrong``."""
+    if request.adapter and request.adapters:
+        wrong.append(("adapters", "must be empty where adapter is set; name one adapter, or a blend"))
+    if len(request.adapters) > MAX_BLEND:
+        wrong.append(("adapters", f"at most {MAX_BLEND} adapters in a blend, found {len(request.adapters)}"))
+        return ()
+    asked = [("adapter", request.adapter, 1.0)] if request.adapter else []
+    for index, part in enumerate(request.adapters):
+        weight = part.weight if part.HasField("weight") else 1.0
+        _check_factor(f"adapters[{index}].weight", weight, wrong)
+        asked.append((f"adapters[{index}].name", part.name, weight))
+    found: dict[str, AskedAdapter] = {}
+    for field, name, weight in asked:
+        try:
+            folder, slash, reference = name.rpartition("/")
+            adapter, digest = parse_adapter_ref(reference, field)
+            if slash:
+                adapter = parse_adapter(f"{folder}/{adapter}", field).name
+        except InvalidRequestError as error:
+            wrong += error.violations
+            continue
+        if adapter in found:
+            wrong.append((field, f"{adapter} is in the blend already; add the weights"))
+        found[adapter] = AskedAdapter(adapter, digest, weight)
+    return tuple(found.values())
+
+
+def _check_factor(field: str, value: float, wrong: list[tuple[str, str]]) -> None:
+    if not (math.isfinite(value) and abs(value) <= MAX_SCALE):
+        wrong.append((field, f"must be a number from -{MAX_SCALE:g} to {MAX_SCALE:g}, is {value}"))
 
 
 def _input_violations(request: generation_pb2.GenerateRequest) -> list[tuple[str, str]]:

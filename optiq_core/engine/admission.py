@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from .row import Row
 from .types import Queued, QueueFullError
@@ -22,22 +23,21 @@ class Admission:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, row: Row, free: int) -> None:
-        """Put a row at the end.
+    def check(self, free: int) -> None:
+        """Refuse one more row if there is no room to wait.
 
         Args:
-            row: the new row.
             free: places in the batch.
 
         Raises:
-            QueueFullError: ``max_queue`` rows wait already.
+            QueueFullError: ``max_queue`` rows wait already beyond the free places.
         """
-        free -= len(self._waiting)
-        if free <= 0 and len(self._waiting) >= self._max_queue:
+        if len(self._waiting) >= self._max_queue + max(free, 0):
             raise QueueFullError(f"{len(self._waiting)} requests wait already")
+
+    def add(self, row: Row) -> None:
+        """Put a row at the end."""
         self._waiting.append(row)
-        if free <= 0:
-            row.sink(Queued(len(self._waiting)))
 
     def cancel(self, request_id: str) -> None:
         """Mark a waiting request; it ends in the next :meth:`drop_cancelled`."""
@@ -50,23 +50,21 @@ class Admission:
         gone = [row for row in self._waiting if row.cancelled]
         for row in gone:
             self._waiting.remove(row)
-        if gone:
-            self._tell_positions()
         return gone
 
-    def take(self, free: int) -> list[Row]:
-        """Take up to ``free`` rows from the front."""
-        taken = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
-        if taken:
-            self._tell_positions()
-        return taken
+    def take(self, fits: Callable[[Row], bool]) -> Row | None:
+        """Take the first row if it fits; nobody overtakes it if it does not."""
+        return self._waiting.popleft() if self._waiting and fits(self._waiting[0]) else None
+
+    def tell_positions(self) -> None:
+        """Send every waiting row its position, if it has changed."""
+        for position, row in enumerate(self._waiting, 1):
+            if row.position != position:
+                row.position = position
+                row.sink(Queued(position))
 
     def clear(self) -> list[Row]:
         """Take everything, without a word to anyone."""
         rows = list(self._waiting)
         self._waiting.clear()
         return rows
-
-    def _tell_positions(self) -> None:
-        for position, row in enumerate(self._waiting, 1):
-            row.sink(Queued(position))

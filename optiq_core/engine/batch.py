@@ -1,32 +1,50 @@
-"""The rows that run: mlx-lm's `BatchGenerator` with an adapter per row."""
+"""The rows that run: prompts in waves, and one decode batch, on mlx-lm's batches.
+
+mlx-lm's `BatchGenerator` gives every prompt in progress a chunk of the same size in every step. Here a step has one
+budget of prompt tokens for all of them, so that many prompts delay the rows that decode no more than one does.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import BatchGenerator, StopSequences
+from mlx_lm.generate import GenerationBatch, StopSequences, maybe_set_recommended_wired_limit
+from mlx_lm.sample_utils import greedy_sampler
 
-from ..adapters.bank import BASE, AdapterBank
+from ..adapters.bank import AdapterBank, SlotHandle
+from .prefix import PrefixCache, common_prefix
 from .row import Row
 from .rows import MixedAdapterModel, RowAdapters
-from .sampling import make_sampler
+from .wave import NewRow, Wave
 
 CacheFactory = Callable[[nn.Module], list[Any]]
+# Rows whose caches hold about the same number of tokens may share a wave: the shorter ones are padded.
+_SIMILAR = 64
+# A prompt waits for another that begins the same way if that saves so many tokens.
+_WORTH_WAITING = 64
+
+
+class Drawn(NamedTuple):
+    """A row's token, and why the row decodes no further: None, "length" or "stop"."""
+
+    row: Row
+    token: int
+    finish_reason: str | None
 
 
 class Batch:
-    """Prefill and decode of up to ``max_batch`` rows. Belongs to the thread that makes it.
+    """Prefill and decode. Belongs to the thread that makes it.
 
     Args:
         model: the base, whose modules belong to ``bank``.
         bank: its adapter bank.
         new_cache: makes the KV caches of one row, one per layer, with mlx-lm's cache interface.
         stops: tokens that end a turn.
-        max_batch: rows at most.
-        prefill_chunk: prompt tokens of a row that are processed between two decode steps.
+        prefixes: where the caches of prompts come from and go to.
     """
 
     def __init__(
@@ -35,67 +53,146 @@ class Batch:
         bank: AdapterBank,
         new_cache: CacheFactory,
         stops: StopSequences,
-        *,
-        max_batch: int,
-        prefill_chunk: int,
+        prefixes: PrefixCache,
     ) -> None:
-        self._model, self._bank, self._new_cache, self._stops = model, bank, new_cache, stops
-        self._rows: dict[int, Row] = {}
-        self._generator = BatchGenerator(
-            MixedAdapterModel(model, bank),
-            completion_batch_size=max_batch,
-            prefill_batch_size=max_batch,
-            prefill_step_size=prefill_chunk,
-            stream=mx.default_stream(mx.default_device()),
-        )
+        self._base, self._bank, self._new_cache, self._stops = model, bank, new_cache, stops
+        self._prefixes = prefixes
+        self._model = MixedAdapterModel(model, bank)
+        # Every row that was inserted and not removed, so that a failing step loses none.
+        self._rows: dict[Row, None] = {}
+        self._fresh: dict[Row, RowAdapters] = {}
+        self._waves: deque[Wave] = deque()
+        self._fresh_first = True
+        self._decoding = GenerationBatch.empty(self._model, greedy_sampler)
+        self._wired_limit = maybe_set_recommended_wired_limit()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @property
     def rows(self) -> list[Row]:
-        """The rows that prefill or decode."""
-        return list(self._rows.values())
+        """All rows, the oldest first."""
+        return list(self._rows)
+
+    @property
+    def decoding(self) -> bool:
+        """Whether rows decode."""
+        return len(self._decoding) > 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of all rows' KV caches."""
-        return int(self._generator.prompt_cache_nbytes)
+        return sum(cache.nbytes for cache in self._decoding.prompt_cache) + sum(wave.nbytes for wave in self._waves)
 
-    def insert(self, row: Row) -> None:
-        """Begin a row's prefill with the next step."""
-        request = row.request
-        handle = self._bank.handle(request.adapter) if request.adapter else BASE
-        cache = self._new_cache(self._model)
-        cache.append(RowAdapters(self._bank, [handle], [request.factor]))
-        (uid,) = self._generator.insert(
-            [list(request.prompt)],
-            max_tokens=[request.max_tokens],
-            caches=[cache],
-            samplers=[make_sampler(request.sampling)],
-            stop_sequences=[self._stops],
-        )
-        self._rows[uid] = row
+    def insert(self, row: Row, handle: SlotHandle, factor: float) -> None:
+        """Take a row in; its prompt is processed from the next :meth:`prefill` on."""
+        self._rows[row] = None
+        self._fresh[row] = RowAdapters(self._bank, [handle], [factor])
 
     def remove(self, rows: Iterable[Row]) -> None:
         """Drop rows, whatever they are at; rows that are gone already are ignored."""
-        gone = set(rows)
-        uids = [uid for uid, row in self._rows.items() if row in gone]
-        if uids:
-            self._generator.remove(uids)
-            for uid in uids:
-                del self._rows[uid]
+        gone = {row for row in rows if row in self._rows}
+        if not gone:
+            return
+        for row in gone:
+            del self._rows[row]
+            self._fresh.pop(row, None)
+        for wave in self._waves:
+            wave.remove(gone)
+        self._waves = deque(wave for wave in self._waves if wave)
+        keep = [i for i, row in enumerate(self._decoding.uids) if row not in gone]
+        if len(keep) < len(self._decoding):
+            self._decoding.filter(keep)
 
-    def step(self) -> list[tuple[Row, int, str | None]]:
-        """Decode one token of every row that is past its prompt, and process a chunk of the others' prompts.
+    def decode(self) -> list[Drawn]:
+        """Draw a token for every row that is past its prompt. A row stays until it is removed."""
+        drawn = []
+        for response in self._decoding.next():
+            drawn.append(Drawn(response.uid, response.token, response.finish_reason))
+            if response.prompt_cache is not None:
+                self._store(response.uid, response.all_tokens, response.prompt_cache)
+        return drawn
+
+    def remember(self, row: Row) -> None:
+        """Keep the caches of a row that decodes, for a prompt that goes on from its answer."""
+        if row in self._decoding.uids:
+            index = self._decoding.uids.index(row)
+            self._store(row, self._decoding.tokens[index], self._decoding.extract_cache(index))
+
+    def prefill(self, budget: int, begun: Callable[[Row], None]) -> int:
+        """Process up to ``budget`` tokens of prompts, padding included; rows whose prompts end start decoding.
+
+        Args:
+            budget: tokens at most; a step with prompts processes one of each at least.
+            begun: told of every row whose prompt begins now.
 
         Returns:
-            A row, its token, and why it decodes no further: None, "length" or "stop". It stays until it is removed.
+            The tokens that were processed.
         """
-        _, responses = self._generator.next()
-        return [(self._rows[r.uid], r.token, r.finish_reason) for r in responses]
+        spent = 0
+        # Taking turns, short prompts do not wait for long ones, nor long ones for a stream of short ones.
+        for fresh in (self._fresh_first, not self._fresh_first):
+            if spent >= budget:
+                break
+            if fresh and (wave := self._fresh_wave(budget - spent)):
+                self._waves.append(wave)
+                for row in wave.rows:
+                    begun(row)
+            elif not fresh and self._waves:
+                wave = self._waves[0]
+            else:
+                continue
+            spent += self._advance(wave, budget - spent)
+        self._fresh_first = not self._fresh_first
+        return spent
 
     def close(self) -> None:
         """Give back what the device lent; the rows are forgotten."""
         self._rows.clear()
-        self._generator.close()
+        if self._wired_limit is not None:
+            mx.synchronize()
+            mx.set_wired_limit(self._wired_limit)
+
+    def _advance(self, wave: Wave, budget: int) -> int:
+        spent = wave.advance(budget)
+        for row, tokens, caches in wave.finished() if self._prefixes.max_bytes else ():
+            self._store(row, tokens, caches)
+        ready = wave.start_decoding()
+        if ready is not None:
+            self._decoding.extend(ready)
+        if not wave:
+            self._waves.remove(wave)
+        return spent
+
+    def _fresh_wave(self, budget: int) -> Wave | None:
+        """Begin with the oldest new row that may begin, and others that fit into the same chunk beside it."""
+        chosen: list[NewRow] = []
+        for row in list(self._fresh):
+            if self._better_later(row, chosen):
+                continue
+            known = self._prefixes.longest(row.namespace, row.prompt)
+            width = len(row.prompt) - known - 1
+            if width > budget and (chosen or self._waves):
+                # Long prompts go one after the other: each ends sooner than if they shared the steps.
+                continue
+            widest = max(width, *(new.width for new in chosen)) if chosen else width
+            if chosen and (widest * (len(chosen) + 1) > budget or abs(known - chosen[0].known) > _SIMILAR):
+                continue
+            caches, known = self._prefixes.fetch(row.namespace, row.prompt)
+            row.cached_tokens = known
+            chosen.append(NewRow(row, [*(caches or self._new_cache(self._base)), self._fresh.pop(row)], known))
+        return Wave(self._model, chosen, self._stops) if chosen else None
+
+    def _better_later(self, row: Row, chosen: list[NewRow]) -> bool:
+        """Whether a prompt that is being processed will soon bring much of this one."""
+        if not self._prefixes.max_bytes:
+            return False
+        others = [new.row for new in chosen] + [other for wave in self._waves for other in wave.rows]
+        same = [other for other in others if other.namespace == row.namespace]
+        soon = max((common_prefix(other.prompt, row.prompt) for other in same), default=0)
+        return soon >= self._prefixes.longest(row.namespace, row.prompt) + _WORTH_WAITING
+
+    def _store(self, row: Row, tokens: list[int], caches: list[Any]) -> None:
+        if self._prefixes.max_bytes:
+            # The last cache carries the row's adapters.
+            self._prefixes.store(row.namespace, tokens, caches[:-1])

@@ -24,12 +24,16 @@ from ..adapters.format import read_manifest, validate_against_base
 from ..adapters.tensors import load_tensors
 from ..base.loader import LoadedBase
 from .admission import Admission
-from .batch import Batch, CacheFactory
+from .batch import Batch, CacheFactory, Drawn
+from .leases import AdapterLeases
+from .memory import chunk_limit, kv_budget, row_cost
 from .meter import TokenMeter
+from .pace import Pace
+from .prefix import PrefixCache
 from .probe import parity_probe
 from .row import Row
 from .text import TextStream
-from .types import EngineRequest, EngineStatus, Failed, InUseError, NotLoadedError, Reason, Sink, Started
+from .types import EngineRequest, EngineStatus, Failed, Reason, Sink, Started, TooLargeError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -41,8 +45,11 @@ class Engine:
     Args:
         base: a loaded base; its modules are wrapped as adapters first touch them.
         max_batch: rows that decode together at most.
-        max_queue: requests that may wait.
-        prefill_chunk: prompt tokens of a row that are processed between two decode steps.
+        max_queue: requests that may wait beyond the free places of the batch.
+        prefill_chunk: prompt tokens that are processed at once at most; fewer while rows decode.
+        kv_cache_bytes: for the KV caches of all rows; rows wait until theirs fit at full length. None for half of the
+            memory that is left.
+        prefix_cache_bytes: for the KV caches of earlier prompts; 0 for none.
         new_cache: makes the KV caches of one row, one per layer, with mlx-lm's cache interface.
 
     Raises:
@@ -56,6 +63,8 @@ class Engine:
         max_batch: int = 16,
         max_queue: int = 256,
         prefill_chunk: int = 512,
+        kv_cache_bytes: int | None = None,
+        prefix_cache_bytes: int = 0,
         new_cache: CacheFactory = make_prompt_cache,
     ) -> None:
         self._base = base
@@ -64,12 +73,17 @@ class Engine:
         self.bank = AdapterBank(base.model, self._dtype)
         # Taken before any module is wrapped: what adapters are validated against.
         self.modules = self.bank.modules
-        self._max_batch, self._prefill_chunk, self._new_cache = max_batch, prefill_chunk, new_cache
+        self._max_batch, self._new_cache = max_batch, new_cache
+        self._kv_budget = kv_budget() if kv_cache_bytes is None else kv_cache_bytes
+        self._row_cost = row_cost(base.model, new_cache)
+        heads = int(base.config.get("num_attention_heads") or 0)
+        self._pace = Pace(chunk_limit(prefill_chunk, heads=heads, context=base.max_context, budget=self._kv_budget))
+        self._prefixes = PrefixCache(prefix_cache_bytes)
         self._stops = make_stop_sequences(base.tokenizer)
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting = Admission(max_queue)
         self._batch: Batch | None = None
-        self._users: dict[str, int] = {}
+        self._leases = AdapterLeases(self.bank)
         self._meter = TokenMeter()
         self._max_adapters = 0
         self._closed = False
@@ -93,7 +107,8 @@ class Engine:
 
         Returns:
             Done once the request is queued, between two steps. Holds QueueFullError if ``max_queue`` requests wait
-            already, NotLoadedError if the adapter is not loaded. Cancelling it in time withdraws the request.
+            already, NotLoadedError if an adapter is not loaded, TooLargeError if it would not fit even alone.
+            Cancelling it in time withdraws the request.
         """
         return self._call(lambda: self._enqueue(request, sink))
 
@@ -123,13 +138,7 @@ class Engine:
         Raises:
             InUseError: requests still use it.
         """
-
-        def unload() -> None:
-            if self._users.get(digest):
-                raise InUseError(f"{self._users[digest]} requests use adapter {digest}")
-            self.bank.unload(digest)
-
-        self._call(unload).result()
+        self._call(lambda: self._leases.unload(digest)).result()
 
     def status(self) -> EngineStatus:
         """Return a snapshot; never waits for a step that is running."""
@@ -144,6 +153,11 @@ class Engine:
             tokens_per_second=self._meter.tokens_per_second,
             generated_tokens=self._meter.total,
             max_adapters_in_one_step=self._max_adapters,
+            kv_budget_bytes=self._kv_budget,
+            prefix_cache_bytes=self._prefixes.nbytes,
+            prefix_cache_entries=len(self._prefixes),
+            prefix_hits=self._prefixes.hits,
+            prefix_hit_tokens=self._prefixes.hit_tokens,
         )
 
     def _call(self, function: Callable[[], T]) -> Future[T]:
@@ -186,14 +200,7 @@ class Engine:
         mx.clear_streams()
 
     def _new_batch(self) -> Batch:
-        return Batch(
-            self._base.model,
-            self.bank,
-            self._new_cache,
-            self._stops,
-            max_batch=self._max_batch,
-            prefill_chunk=self._prefill_chunk,
-        )
+        return Batch(self._base.model, self.bank, self._new_cache, self._stops, self._prefixes)
 
     def _take_calls(self, *, block: bool) -> bool:
         """Run what other threads asked for; False once the engine is to end."""
@@ -208,12 +215,16 @@ class Engine:
             block = False
 
     def _enqueue(self, request: EngineRequest, sink: Sink) -> None:
-        if request.adapter and request.adapter not in self.bank:
-            raise NotLoadedError(f"adapter {request.adapter} is not loaded")
+        needed = self._row_cost.rows([request.length])
+        if needed > self._kv_budget:
+            raise TooLargeError(
+                f"{request.length} tokens of prompt and answer would take {needed / 1e6:.0f} MB of KV cache, and there "
+                f"are {self._kv_budget / 1e6:.0f} MB; send a shorter prompt or ask for fewer tokens"
+            )
+        self._waiting.check(self._max_batch - self._running)
         row = Row(request, sink, TextStream(self._base.tokenizer, request.stop))
-        self._waiting.add(row, self._max_batch - self._running)
-        if request.adapter:
-            self._users[request.adapter] = self._users.get(request.adapter, 0) + 1
+        self._leases.take(row)
+        self._waiting.add(row)
 
     def _cancel(self, request_id: str) -> None:
         self._waiting.cancel(request_id)
@@ -225,45 +236,57 @@ class Engine:
         """Drop what was cancelled and fill the batch from the queue."""
         cancelled = [row for row in batch.rows if row.cancelled]
         batch.remove(cancelled)
-        for row in cancelled:
+        for row in [*cancelled, *self._waiting.drop_cancelled()]:
             self._finish(row, Reason.CANCELLED)
-        for row in self._waiting.drop_cancelled():
-            self._finish(row, Reason.CANCELLED)
-        for row in self._waiting.take(self._max_batch - len(batch)):
-            batch.insert(row)
-            row.prefill_began = time.perf_counter()
-            row.sink(Started(len(row.request.prompt), 0))
+
+        def fits(row: Row) -> bool:
+            lengths = [other.request.length for other in [*batch.rows, row]]
+            return len(lengths) <= self._max_batch and self._row_cost.rows(lengths) <= self._kv_budget
+
+        while (arrived := self._waiting.take(fits)) is not None:
+            try:
+                batch.insert(arrived, *self._leases.place(arrived))
+            except Exception:
+                log.exception("a request's adapters have no place")
+                self._fail([arrived], "the engine could not place the request's adapters; try again")
+        self._waiting.tell_positions()
 
     def _step(self, batch: Batch) -> None:
-        drawn = batch.step()
-        if not drawn:
-            return
+        began = time.perf_counter()
+        decoding = batch.decoding
+        drawn = batch.decode()
+        if drawn:
+            self._hand_out(batch, drawn)
+        tokens = batch.prefill(self._pace.chunk(decoding=decoding), self._begun)
+        self._pace.observe(time.perf_counter() - began, prompt_tokens=tokens, decoding=decoding)
+
+    @staticmethod
+    def _begun(row: Row) -> None:
+        row.prefill_began = time.perf_counter()
+        row.sink(Started(len(row.prompt), row.cached_tokens))
+
+    def _hand_out(self, batch: Batch, drawn: list[Drawn]) -> None:
         now = time.perf_counter()
-        adapters = len({row.adapter_key for row, _, _ in drawn})
+        adapters = len({row.adapters for row, _, _ in drawn})
         self._max_adapters = max(self._max_adapters, adapters)
         self._meter.count(now, len(drawn))
         for row, token, finish_reason in drawn:
             row.shared_step(len(drawn), adapters)
             reason = row.take(token, finish_reason, now)
             if reason is not None:
+                if finish_reason is None:
+                    batch.remember(row)
                 batch.remove([row])
                 self._finish(row, reason)
 
     def _finish(self, row: Row, reason: Reason) -> None:
-        self._release(row)
+        self._leases.release(row)
         row.finish(reason)
 
     def _fail(self, rows: Iterable[Row], message: str) -> None:
         for row in rows:
-            self._release(row)
+            self._leases.release(row)
             row.sink(Failed(message))
-
-    def _release(self, row: Row) -> None:
-        adapter = row.request.adapter
-        if adapter:
-            self._users[adapter] -= 1
-            if not self._users[adapter]:
-                del self._users[adapter]
 
     @property
     def _running(self) -> int:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .text import TextStream
 from .types import EngineRequest, Finished, Reason, Sink, Tokens
 
@@ -21,15 +24,26 @@ class Row:
     first_token: float = 0.0
     last_token: float = 0.0
     completion_tokens: int = 0
+    cached_tokens: int = 0
     max_rows: int = 0
     max_adapters: int = 0
     steps: int = 0
     cancelled: bool = False
+    # Place in the queue that the caller was last told; 0 for none.
+    position: int = 0
+    prompt: NDArray[np.int64] = field(init=False)
+    # What the row decodes with, before the factor: digests and weights; empty for the bare base.
+    adapters: tuple[tuple[str, float], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt = np.asarray(self.request.prompt, np.int64)
+        self.adapters = self.request.parts
 
     @property
-    def adapter_key(self) -> str:
-        """What the row decodes with; empty for the bare base, also where the factor is 0."""
-        return self.request.adapter if self.request.factor else ""
+    def namespace(self) -> tuple[str, tuple[tuple[str, float], ...]]:
+        """Everything but the tokens that shapes the row's KV caches, and who may see them."""
+        factor = self.request.factor
+        return self.request.namespace, tuple((digest, weight * factor) for digest, weight in self.adapters)
 
     def shared_step(self, rows: int, adapters: int) -> None:
         """Note a decode step that this row took part in."""
@@ -77,7 +91,7 @@ class Row:
                 reason=reason,
                 prompt_tokens=len(self.request.prompt),
                 completion_tokens=self.completion_tokens,
-                cached_tokens=0,
+                cached_tokens=self.cached_tokens,
                 queue_ms=(began - self.admitted) * 1e3,
                 prefill_ms=(first - began) * 1e3,
                 first_token_ms=(first - self.admitted) * 1e3,

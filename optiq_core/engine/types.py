@@ -34,7 +34,9 @@ class EngineRequest:
         request_id: unique among the running ones.
         prompt: token ids, at least one.
         adapter: digest of a loaded adapter, empty for the base.
-        factor: multiplies what the adapter adds.
+        blend: loaded adapters with their weights, instead of one adapter; their deltas add up.
+        factor: multiplies what the adapter or the blend adds.
+        namespace: whose prompts this one may share caches with; opaque.
         max_tokens: tokens to generate at most, at least one.
         stop: texts before which generation ends.
     """
@@ -43,9 +45,24 @@ class EngineRequest:
     prompt: tuple[int, ...]
     max_tokens: int
     adapter: str = ""
+    blend: tuple[tuple[str, float], ...] = ()
     factor: float = 1.0
+    namespace: str = ""
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[tuple[str, float], ...]:
+        """What really is added, before the factor: each digest once, in order, none with weight 0."""
+        total: dict[str, float] = {}
+        for digest, weight in self.blend or ([(self.adapter, 1.0)] if self.adapter else []):
+            total[digest] = total.get(digest, 0.0) + weight
+        return tuple((digest, weight) for digest, weight in sorted(total.items()) if weight and self.factor)
+
+    @property
+    def length(self) -> int:
+        """Tokens at the most, prompt and answer."""
+        return len(self.prompt) + self.max_tokens
 
 
 class Reason(StrEnum):
@@ -122,6 +139,10 @@ class QueueFullError(Exception):
     """The queue is at its limit; try again later."""
 
 
+class TooLargeError(Exception):
+    """The request alone would take more memory than there is for KV caches."""
+
+
 class NotLoadedError(Exception):
     """The adapter that a request names is not loaded."""
 
@@ -144,3 +165,8 @@ class EngineStatus:
     tokens_per_second: float
     generated_tokens: int
     max_adapters_in_one_step: int
+    kv_budget_bytes: int
+    prefix_cache_bytes: int
+    prefix_cache_entries: int
+    prefix_hits: int
+    prefix_hit_tokens: int

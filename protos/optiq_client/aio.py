@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -169,6 +169,7 @@ class AsyncClient:
         prompt: calls.Prompt,
         *,
         adapter: str = "",
+        adapters: Mapping[str, float] | None = None,
         adapter_scale: float | None = None,
         raw: bool = False,
         max_tokens: int = 0,
@@ -186,6 +187,7 @@ class AsyncClient:
             self.tenant,
             prompt,
             adapter=adapter,
+            adapters=adapters,
             adapter_scale=adapter_scale,
             raw=raw,
             max_tokens=max_tokens,

@@ -69,6 +69,7 @@ def generate(
     prompt: Prompt,
     *,
     adapter: str,
+    adapters: Mapping[str, float] | None,
     adapter_scale: float | None,
     raw: bool,
     max_tokens: int,
@@ -82,10 +83,15 @@ def generate(
 ) -> Call[t.GenerationEvent | None]:
     """GenerationService.Generate."""
     # Another tenant's keeps its full name: it may be shared. The request is still this tenant's.
-    adapter = adapter.removeprefix(f"{tenant_name(tenant)}/adapters/")
+    own = f"{tenant_name(tenant)}/adapters/"
+    blend = [
+        generation_pb2.AdapterWeight(name=name.removeprefix(own), weight=weight)
+        for name, weight in (adapters or {}).items()
+    ]
     request = generation_pb2.GenerateRequest(
         parent=tenant_name(tenant),
-        adapter=adapter,
+        adapter=adapter.removeprefix(own),
+        adapters=blend,
         adapter_scale=adapter_scale,
         sampling=generation_pb2.SamplingParams(
             temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed

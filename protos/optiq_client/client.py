@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -152,6 +152,7 @@ class Client:
         prompt: calls.Prompt,
         *,
         adapter: str = "",
+        adapters: Mapping[str, float] | None = None,
         adapter_scale: float | None = None,
         raw: bool = False,
         max_tokens: int = 0,
@@ -169,7 +170,8 @@ class Client:
         Args:
             prompt: one user turn, a conversation (``Message`` or ``{"role", "content"}``), or token ids.
             adapter: id, ``id@digest``, or full name; empty for the bare base.
-            adapter_scale: factor on the adapter's delta; 1 if None.
+            adapters: a blend instead of one adapter: names to weights, ``{"polite": 0.7, "pirate": 0.3}``.
+            adapter_scale: factor on what all of them add; 1 if None.
             raw: give a text prompt to the model without the chat template.
             max_tokens: 0 for the daemon's default.
             temperature: greedy if None or 0; ``top_p``, ``top_k``, ``min_p`` narrow the draw.
@@ -182,6 +184,7 @@ class Client:
             self.tenant,
             prompt,
             adapter=adapter,
+            adapters=adapters,
             adapter_scale=adapter_scale,
             raw=raw,
             max_tokens=max_tokens,

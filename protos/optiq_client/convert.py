@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -38,7 +39,9 @@ def generation_event(response: generation_pb2.GenerateResponse) -> t.GenerationE
         return t.Queued(response.queued.position)
     if kind == "started":
         s = response.started
-        return t.Started(s.request_id, s.adapter, s.adapter_digest, s.prompt_tokens, s.cached_tokens)
+        return t.Started(
+            s.request_id, s.adapter, s.adapter_digest, s.prompt_tokens, s.cached_tokens, _served(s.adapters)
+        )
     if kind == "finished":
         f = response.finished
         u, m, b = f.usage, f.timings, f.batch
@@ -268,6 +271,11 @@ def _engine(m: runtime_pb2.EngineStatus) -> t.Engine:
         max_adapters_in_one_step=m.max_adapters_in_one_step,
         kv_cache=m.kv_cache,
         kv_bytes_per_token=m.kv_bytes_per_token,
+        kv_budget_bytes=m.kv_budget_bytes,
+        prefix_cache_bytes=m.prefix_cache_bytes,
+        prefix_cache_entries=m.prefix_cache_entries,
+        prefix_hits=m.prefix_hits,
+        prefix_hit_tokens=m.prefix_hit_tokens,
     )
 
 
@@ -282,4 +290,9 @@ def _live_request(m: runtime_pb2.LiveRequest) -> t.LiveRequest:
         tokens_per_second=m.tokens_per_second,
         time_to_first_token_ms=m.time_to_first_token_ms,
         start_time=_optional_time(m, "start_time"),
+        adapters=_served(m.adapters),
     )
+
+
+def _served(parts: Iterable[generation_pb2.ServedAdapter]) -> tuple[t.ServedAdapter, ...]:
+    return tuple(t.ServedAdapter(part.name, part.digest, part.weight) for part in parts)

@@ -29,14 +29,27 @@ class Queued:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedAdapter:
+    """A version that serves a request; ``weight`` is its weight in the blend times the request's scale."""
+
+    name: str
+    digest: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
-    """The request runs, with this version of this adapter to its end; both empty for the bare base."""
+    """The request runs, with these versions to its end.
+
+    ``adapter`` and ``adapter_digest`` are empty for the bare base and for a blend of several; ``adapters`` has all.
+    """
 
     request_id: str
     adapter: str
     adapter_digest: str
     prompt_tokens: int
     cached_tokens: int
+    adapters: tuple[ServedAdapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +313,11 @@ class Engine:
     max_adapters_in_one_step: int
     kv_cache: str
     kv_bytes_per_token: float
+    kv_budget_bytes: int = 0
+    prefix_cache_bytes: int = 0
+    prefix_cache_entries: int = 0
+    prefix_hits: int = 0
+    prefix_hit_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +333,7 @@ class LiveRequest:
     tokens_per_second: float
     time_to_first_token_ms: float
     start_time: datetime | None
+    adapters: tuple[ServedAdapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("client")
 
 ABSENT = "tenants/default/adapters/absent"
 Sampling = generation_pb2.SamplingParams
+Weight = generation_pb2.AdapterWeight
 
 
 def generate(**fields: Any) -> generation_pb2.GenerateRequest:
@@ -37,6 +38,11 @@ WRONG_FIELDS: list[tuple[str, Any, str]] = [
     ("Generation/Generate", generate(adapter="../escape"), "adapter"),
     ("Generation/Generate", generate(adapter="x@short"), "adapter"),
     ("Generation/Generate", generate(adapter_scale=float("nan")), "adapter_scale"),
+    ("Generation/Generate", generate(adapter="a", adapters=[Weight(name="b")]), "adapters"),
+    ("Generation/Generate", generate(adapters=[Weight(name="b"), Weight(name="B")]), "adapters[1].name"),
+    ("Generation/Generate", generate(adapters=[Weight(name="b"), Weight(name="b")]), "adapters[1].name"),
+    ("Generation/Generate", generate(adapters=[Weight(name="b", weight=float("inf"))]), "adapters[0].weight"),
+    ("Generation/Generate", generate(adapters=[Weight(name=f"a{i}") for i in range(17)]), "adapters"),
     ("Generation/Generate", generate(sampling=Sampling(temperature=-1)), "sampling.temperature"),
     ("Generation/Generate", generate(sampling=Sampling(temperature=float("inf"))), "sampling.temperature"),
     ("Generation/Generate", generate(sampling=Sampling(top_p=0)), "sampling.top_p"),

@@ -313,6 +313,7 @@ class FakeDaemon(
                 adapter_digest=digest,
                 prompt_tokens=12,
                 cached_tokens=4,
+                adapters=[generation_pb2.ServedAdapter(name=name, digest=digest, weight=1)] if name else [],
             )
         )
         try:

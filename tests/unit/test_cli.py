@@ -203,6 +203,14 @@ def test_generate(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"from stdin")))
     assert optiq("generate", "--raw", "-") == 0
     assert server.daemon.calls[-1].raw_text == "from stdin"
+    assert optiq("generate", "-a", "roman=0.7", "-a", "units", "--json", "x") == 0
+    asked = server.daemon.calls[-1]
+    assert not asked.adapter
+    assert [(part.name, part.weight) for part in asked.adapters] == [("roman", 0.7), ("units", 1.0)]
+    capsys.readouterr()
+    assert optiq("generate", "-a", "roman=much", "x") == 2
+    assert optiq("generate", "-a", "roman", "-a", "roman=0.5", "x") == 2
+    assert "--adapter roman is given twice" in capsys.readouterr().err
     assert optiq("generate", "--adapter", "nobody", "x") == 1
     assert capsys.readouterr().err == "Error: no adapter tenants/default/adapters/nobody\n"
 

@@ -55,8 +55,8 @@ Adapter AdapterChange AdapterState AdapterVersion AlreadyExists AsyncClient Asyn
 BatchStats Cancelled ChangeType Chunk Client ConnectionFailed CredentialsError DeadlineExceeded Device Engine
 EngineState Event FailedPrecondition FinishReason Finished Generation GenerationEvent HealthStatus InvalidRequest Job
 JobState JobUpdate LiveRequest Message NotFound OptiqClientError PermissionDenied Progress QuarantineReason Queued
-RankScaling ResourceExhausted ServerError Started Status Stream Tenant TenantLoad TenantQuotas TenantRole TenantToken
-TenantUsage Timings Tls TrainingConfig Unavailable Usage Violation
+RankScaling ResourceExhausted ServedAdapter ServerError Started Status Stream Tenant TenantLoad TenantQuotas TenantRole
+TenantToken TenantUsage Timings Tls TrainingConfig Unavailable Usage Violation
 """
 
 
@@ -100,7 +100,7 @@ def test_async_twin_has_the_same_surface() -> None:
 
 def test_every_rpc_has_a_call_with_the_right_messages() -> None:
     config = TrainingConfig()
-    sampling = dict.fromkeys(("adapter_scale", "temperature", "top_p", "top_k", "min_p", "seed"))
+    sampling = dict.fromkeys(("adapters", "adapter_scale", "temperature", "top_p", "top_k", "min_p", "seed"))
     made = [
         calls.generate("t", "x", adapter="", raw=False, max_tokens=0, stop=(), request_id="", **sampling),  # type: ignore[arg-type]
         calls.list_adapters("t", ""),

@@ -14,7 +14,6 @@ from optiq_core.engine.engine import Engine
 from optiq_core.engine.sampling import restrict
 from optiq_core.engine.text import TextStream
 from optiq_core.engine.types import (
-    EngineRequest,
     Event,
     Failed,
     Finished,
@@ -28,34 +27,10 @@ from optiq_core.engine.types import (
     Tokens,
 )
 from optiq_core.errors import AdapterError
+from tests.unit.engine_run import Run, request
 from tests.unit.tiny import tiny_base, tiny_model, tiny_tokenizer, write_mlx_adapter
 
 RANKS = [1, 2, 3, 4, 8, 12, 16, 32]
-
-
-class Run:
-    """A submitted request."""
-
-    def __init__(self, engine: Engine, request: EngineRequest) -> None:
-        self.events: queue.Queue[Event] = queue.Queue()
-        self.seen: list[Event] = []
-        engine.submit(request, self.events.put).result()
-
-    def wait(self) -> Finished:
-        while True:
-            event = self.events.get(timeout=60)
-            self.seen.append(event)
-            if isinstance(event, Finished):
-                return event
-            assert not isinstance(event, Failed), event
-
-    @property
-    def ids(self) -> list[int]:
-        return [i for e in self.seen if isinstance(e, Tokens) for i in e.ids]
-
-    @property
-    def text(self) -> str:
-        return "".join(e.text for e in self.seen if isinstance(e, Tokens))
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +58,6 @@ def engine(folders: dict[str, Path]) -> Iterator[Engine]:
         engine.load_adapter(digest, folder)
     yield engine
     engine.close()
-
-
-def request(name: str, prompt: tuple[int, ...], **kwargs: object) -> EngineRequest:
-    return EngineRequest(request_id=name, prompt=prompt, **{"max_tokens": 12, **kwargs})  # type: ignore[arg-type]
 
 
 def test_eight_adapters_in_one_batch_give_the_tokens_of_each_alone(engine: Engine) -> None:

@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     epilog='\b\nExamples:\n  optiq generate "Say hello."\n'
     '  optiq generate --adapter roman "What is 12 in Roman numerals?"\n'
     "  git diff | optiq generate --adapter reviewer --max-tokens 200 -\n"
-    '  optiq generate --adapter roman --temperature 0.7 --seed 1 --json "What is 12?"'
+    '  optiq generate --adapter roman --temperature 0.7 --seed 1 --json "What is 12?"\n'
+    '  optiq generate --adapter polite=0.7 --adapter pirate=0.3 "Where is the harbour?"'
 )
 @click.argument("prompt", required=False)
 @click.option(
     "--adapter",
     "-a",
-    default="",
+    "adapters",
+    multiple=True,
+    metavar="NAME[=WEIGHT]",
     shell_complete=complete_adapter,
-    help="Adapter, or adapter@digest; the bare base if not given.",
+    help="Adapter, or adapter@digest; the bare base if not given. More than one, or a weight, blends their effects.",
 )
 @click.option("--adapter-scale", type=float, help="Factor on the adapter's effect [1].")
 @click.option("--system", help="System message.")
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
 def generate(
     *,
     prompt: str | None,
-    adapter: str,
+    adapters: tuple[str, ...],
     adapter_scale: float | None,
     system: str | None,
     raw: bool,
@@ -67,6 +70,7 @@ def generate(
     """
     if system and raw:
         raise click.UsageError("--system needs the chat template, which --raw leaves out")
+    adapter, blend = _parse_adapters(adapters)
     text = _read_prompt(prompt)
     from optiq_client import Message, OptiqClientError
 
@@ -77,6 +81,7 @@ def generate(
         client.generate(
             conversation or text,
             adapter=adapter,
+            adapters=blend,
             adapter_scale=adapter_scale,
             raw=raw,
             max_tokens=max_tokens or 0,
@@ -105,6 +110,22 @@ def generate(
             output.note(_summary(generation))
 
 
+def _parse_adapters(given: tuple[str, ...]) -> tuple[str, dict[str, float]]:
+    """The one adapter that was named, or the blend."""
+    if len(given) <= 1 and "=" not in "".join(given):
+        return "".join(given), {}
+    blend: dict[str, float] = {}
+    for text in given:
+        name, equals, weight = text.partition("=")
+        if name in blend:
+            raise click.UsageError(f"--adapter {name} is given twice; add the weights")
+        try:
+            blend[name] = float(weight) if equals else 1.0
+        except ValueError:
+            raise click.UsageError(f"--adapter {text}: the weight must be a number, as in {name}=0.5") from None
+    return "", blend
+
+
 def _read_prompt(prompt: str | None) -> str:
     if prompt is not None and prompt != "-":
         return prompt
@@ -131,10 +152,13 @@ def _summary(generation: Generation) -> str:
     started, finished = generation.started, generation.finished
     if started is None or finished is None:
         return "the stream ended early"
-    who = started.adapter.rpartition("/")[2] or "base"
-    digest = f"@{humanize.short_digest(started.adapter_digest)}" if started.adapter_digest else ""
+    who = " + ".join(
+        f"{'' if part.weight == 1 else f'{part.weight:g} * '}"
+        f"{part.name.rpartition('/')[2]}@{humanize.short_digest(part.digest)}"
+        for part in started.adapters
+    )
     return (
-        f"{who}{digest}: {finished.usage.prompt_tokens} prompt tokens ({finished.usage.cached_tokens} cached), "
+        f"{who or 'base'}: {finished.usage.prompt_tokens} prompt tokens ({finished.usage.cached_tokens} cached), "
         f"{finished.usage.completion_tokens} generated, {finished.reason.lower()}; "
         f"first token after {finished.timings.time_to_first_token_ms:.0f} ms, "
         f"{finished.timings.tokens_per_second:.1f} tokens/s; "

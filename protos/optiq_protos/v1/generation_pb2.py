@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n optiq_protos/v1/generation.proto\x12\x08optiq.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"7\n\x0c\x43hatMessages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.optiq.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xb0\x01\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seed\"\xc6\x02\n\x0fGenerateRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x1a\n\radapter_scale\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x06prompt\x18\x04 \x01(\tH\x00\x12*\n\x08messages\x18\x05 \x01(\x0b\x32\x16.optiq.v1.ChatMessagesH\x00\x12\x12\n\x08raw_text\x18\x06 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x07 \x01(\x0b\x32\x12.optiq.v1.TokenIdsH\x00\x12*\n\x08sampling\x18\x08 \x01(\x0b\x32\x18.optiq.v1.SamplingParams\x12\x12\n\nmax_tokens\x18\t \x01(\x05\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x12\n\nrequest_id\x18\x0b \x01(\tB\x07\n\x05inputB\x10\n\x0e_adapter_scale\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\"t\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x05\x12\x15\n\rcached_tokens\x18\x05 \x01(\x05\"(\n\x05\x43hunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\"}\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x12\n\nprefill_ms\x18\x02 \x01(\x01\x12\x1e\n\x16time_to_first_token_ms\x18\x03 \x01(\x01\x12\x11\n\tdecode_ms\x18\x04 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\"C\n\nBatchStats\x12\x10\n\x08max_rows\x18\x01 \x01(\x05\x12\x14\n\x0cmax_adapters\x18\x02 \x01(\x05\x12\r\n\x05steps\x18\x03 \x01(\x05\"\x9b\x01\n\x08\x46inished\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.optiq.v1.FinishReason\x12\x1e\n\x05usage\x18\x02 \x01(\x0b\x32\x0f.optiq.v1.Usage\x12\"\n\x07timings\x18\x03 \x01(\x0b\x32\x11.optiq.v1.Timings\x12#\n\x05\x62\x61tch\x18\x04 \x01(\x0b\x32\x14.optiq.v1.BatchStats\"\xaf\x01\n\x10GenerateResponse\x12\"\n\x06queued\x18\x01 \x01(\x0b\x32\x10.optiq.v1.QueuedH\x00\x12$\n\x07started\x18\x02 \x01(\x0b\x32\x11.optiq.v1.StartedH\x00\x12 \n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x0f.optiq.v1.ChunkH\x00\x12&\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x12.optiq.v1.FinishedH\x00\x42\x07\n\x05\x65vent*~\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x32X\n\x11GenerationService\x12\x43\n\x08Generate\x12\x19.optiq.v1.GenerateRequest\x1a\x1a.optiq.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n optiq_protos/v1/generation.proto\x12\x08optiq.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"7\n\x0c\x43hatMessages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.optiq.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xb0\x01\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seed\"=\n\rAdapterWeight\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"=\n\rServedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\"\xf1\x02\n\x0fGenerateRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x1a\n\radapter_scale\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x06prompt\x18\x04 \x01(\tH\x00\x12*\n\x08messages\x18\x05 \x01(\x0b\x32\x16.optiq.v1.ChatMessagesH\x00\x12\x12\n\x08raw_text\x18\x06 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x07 \x01(\x0b\x32\x12.optiq.v1.TokenIdsH\x00\x12*\n\x08sampling\x18\x08 \x01(\x0b\x32\x18.optiq.v1.SamplingParams\x12\x12\n\nmax_tokens\x18\t \x01(\x05\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12)\n\x08\x61\x64\x61pters\x18\x0c \x03(\x0b\x32\x17.optiq.v1.AdapterWeightB\x07\n\x05inputB\x10\n\x0e_adapter_scale\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\"\x9f\x01\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x05\x12\x15\n\rcached_tokens\x18\x05 \x01(\x05\x12)\n\x08\x61\x64\x61pters\x18\t \x03(\x0b\x32\x17.optiq.v1.ServedAdapter\"(\n\x05\x43hunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\"}\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x12\n\nprefill_ms\x18\x02 \x01(\x01\x12\x1e\n\x16time_to_first_token_ms\x18\x03 \x01(\x01\x12\x11\n\tdecode_ms\x18\x04 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\"C\n\nBatchStats\x12\x10\n\x08max_rows\x18\x01 \x01(\x05\x12\x14\n\x0cmax_adapters\x18\x02 \x01(\x05\x12\r\n\x05steps\x18\x03 \x01(\x05\"\x9b\x01\n\x08\x46inished\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.optiq.v1.FinishReason\x12\x1e\n\x05usage\x18\x02 \x01(\x0b\x32\x0f.optiq.v1.Usage\x12\"\n\x07timings\x18\x03 \x01(\x0b\x32\x11.optiq.v1.Timings\x12#\n\x05\x62\x61tch\x18\x04 \x01(\x0b\x32\x14.optiq.v1.BatchStats\"\xaf\x01\n\x10GenerateResponse\x12\"\n\x06queued\x18\x01 \x01(\x0b\x32\x10.optiq.v1.QueuedH\x00\x12$\n\x07started\x18\x02 \x01(\x0b\x32\x11.optiq.v1.StartedH\x00\x12 \n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x0f.optiq.v1.ChunkH\x00\x12&\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x12.optiq.v1.FinishedH\x00\x42\x07\n\x05\x65vent*~\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x32X\n\x11GenerationService\x12\x43\n\x08Generate\x12\x19.optiq.v1.GenerateRequest\x1a\x1a.optiq.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'optiq_protos.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1484
-  _globals['_FINISHREASON']._serialized_end=1610
+  _globals['_FINISHREASON']._serialized_start=1697
+  _globals['_FINISHREASON']._serialized_end=1823
   _globals['_CHATMESSAGE']._serialized_start=46
   _globals['_CHATMESSAGE']._serialized_end=90
   _globals['_CHATMESSAGES']._serialized_start=92
@@ -41,24 +41,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIDS']._serialized_end=172
   _globals['_SAMPLINGPARAMS']._serialized_start=175
   _globals['_SAMPLINGPARAMS']._serialized_end=351
-  _globals['_GENERATEREQUEST']._serialized_start=354
-  _globals['_GENERATEREQUEST']._serialized_end=680
-  _globals['_QUEUED']._serialized_start=682
-  _globals['_QUEUED']._serialized_end=708
-  _globals['_STARTED']._serialized_start=710
-  _globals['_STARTED']._serialized_end=826
-  _globals['_CHUNK']._serialized_start=828
-  _globals['_CHUNK']._serialized_end=868
-  _globals['_USAGE']._serialized_start=870
-  _globals['_USAGE']._serialized_end=950
-  _globals['_TIMINGS']._serialized_start=952
-  _globals['_TIMINGS']._serialized_end=1077
-  _globals['_BATCHSTATS']._serialized_start=1079
-  _globals['_BATCHSTATS']._serialized_end=1146
-  _globals['_FINISHED']._serialized_start=1149
-  _globals['_FINISHED']._serialized_end=1304
-  _globals['_GENERATERESPONSE']._serialized_start=1307
-  _globals['_GENERATERESPONSE']._serialized_end=1482
-  _globals['_GENERATIONSERVICE']._serialized_start=1612
-  _globals['_GENERATIONSERVICE']._serialized_end=1700
+  _globals['_ADAPTERWEIGHT']._serialized_start=353
+  _globals['_ADAPTERWEIGHT']._serialized_end=414
+  _globals['_SERVEDADAPTER']._serialized_start=416
+  _globals['_SERVEDADAPTER']._serialized_end=477
+  _globals['_GENERATEREQUEST']._serialized_start=480
+  _globals['_GENERATEREQUEST']._serialized_end=849
+  _globals['_QUEUED']._serialized_start=851
+  _globals['_QUEUED']._serialized_end=877
+  _globals['_STARTED']._serialized_start=880
+  _globals['_STARTED']._serialized_end=1039
+  _globals['_CHUNK']._serialized_start=1041
+  _globals['_CHUNK']._serialized_end=1081
+  _globals['_USAGE']._serialized_start=1083
+  _globals['_USAGE']._serialized_end=1163
+  _globals['_TIMINGS']._serialized_start=1165
+  _globals['_TIMINGS']._serialized_end=1290
+  _globals['_BATCHSTATS']._serialized_start=1292
+  _globals['_BATCHSTATS']._serialized_end=1359
+  _globals['_FINISHED']._serialized_start=1362
+  _globals['_FINISHED']._serialized_end=1517
+  _globals['_GENERATERESPONSE']._serialized_start=1520
+  _globals['_GENERATERESPONSE']._serialized_end=1695
+  _globals['_GENERATIONSERVICE']._serialized_start=1825
+  _globals['_GENERATIONSERVICE']._serialized_end=1913
 # @@protoc_insertion_point(module_scope)

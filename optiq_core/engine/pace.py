@@ -1,0 +1,52 @@
+"""How many prompt tokens fit between two decode steps.
+
+While rows decode, a chunk of prompts may take about as long as `_DECODE_STEPS` decode steps, so that streams slow down
+but never stall; the speed of both is measured as they run. While nothing decodes, chunks have their full size.
+"""
+
+from __future__ import annotations
+
+_DECODE_STEPS = 2.0
+_SHORTEST_S = 0.05
+_SMALLEST = 32
+# Weight of a new measurement.
+_NEW = 0.3
+
+
+class Pace:
+    """Chooses the size of a chunk.
+
+    Args:
+        limit: tokens of a chunk at most.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._decode_s = 0.0
+        self._tokens_per_second = 0.0
+
+    def chunk(self, *, decoding: bool) -> int:
+        """Return the prompt tokens to process before the next decode step."""
+        if not decoding or not self._tokens_per_second:
+            return self._limit if not decoding else min(self._limit, _SMALLEST)
+        seconds = max(_SHORTEST_S, _DECODE_STEPS * self._decode_s)
+        return max(min(_SMALLEST, self._limit), min(self._limit, int(seconds * self._tokens_per_second)))
+
+    def observe(self, seconds: float, *, prompt_tokens: int, decoding: bool) -> None:
+        """Learn from one step.
+
+        Args:
+            seconds: from its begin to its end.
+            prompt_tokens: padded tokens of prompts that it processed.
+            decoding: whether rows decoded in it.
+        """
+        if not prompt_tokens:
+            self._decode_s = _mean(self._decode_s, seconds)
+            return
+        rest = seconds - self._decode_s if decoding else seconds
+        speed = prompt_tokens / max(rest, seconds / 4)
+        self._tokens_per_second = _mean(self._tokens_per_second, speed)
+
+
+def _mean(old: float, new: float) -> float:
+    return new if not old else (1 - _NEW) * old + _NEW * new
