@@ -1,0 +1,169 @@
+"""Prompts in chunks beside rows that decode, admission by memory, and cancellation at every stage."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.nn as nn
+import pytest
+from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
+
+from optiq_core.engine.engine import Engine
+from optiq_core.engine.memory import chunk_limit, row_cost
+from optiq_core.engine.pace import Pace
+from optiq_core.engine.types import Finished, Queued, Reason, Started, Tokens, TooLargeError
+from tests.net.dense import Dense
+from tests.unit.engine_run import Run, request
+from tests.unit.tiny import tiny_base, tiny_model
+
+LONG = tuple(1 + i * 7 % 60 for i in range(400))
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine(tiny_base(), max_batch=4, max_queue=4, prefill_chunk=16)
+    engine.start()
+    yield engine
+    engine.close()
+
+
+def test_a_long_prompt_leaves_a_decode_step_after_every_chunk(engine: Engine) -> None:
+    order: list[tuple[str, Any]] = []
+    streaming = Run(engine, request("stream", (5, 6, 7), max_tokens=120))
+    while not isinstance(streaming.next(), Tokens):
+        pass
+    engine.submit(request("long", LONG, max_tokens=1), lambda event: order.append(("long", event))).result()
+    began = len(streaming.ids)
+    streaming.wait()
+    assert isinstance(order[0][1], Started)
+    assert isinstance(order[-1][1], Finished)
+    assert order[-1][1].steps == 1
+    # 399 tokens in chunks of 16 take 25 steps, in each of which the stream went on.
+    assert len(streaming.ids) - began >= 25
+
+
+def test_short_prompts_pass_a_long_one(engine: Engine) -> None:
+    ends = itertools.count()
+    ended: dict[str, int] = {}
+
+    def sink(name: str) -> Any:
+        return lambda event: ended.setdefault(name, next(ends)) if isinstance(event, Tokens) else None
+
+    engine.submit(request("long", LONG, max_tokens=2), sink("long")).result()
+    second = Run(engine, request("long too", LONG[::-1], max_tokens=2))
+    for name in ("short", "shorter"):
+        engine.submit(request(name, (3, 4, 5), max_tokens=2), sink(name)).result()
+    second.wait()
+    assert sorted(ended, key=lambda name: ended[name])[-1] == "long"
+    assert len(ended) == 3
+
+
+def test_chunks_and_joins_change_nothing(engine: Engine) -> None:
+    dense = Dense(tiny_model(), {0}, tolerance=1e-3)
+    wanted = [
+        request("long", LONG, max_tokens=30),
+        request("single", (9,), max_tokens=30),
+        request("short", LONG[:5], max_tokens=60),
+        request("middle", LONG[3:60], max_tokens=9),
+    ]
+    runs = []
+    for one in wanted:
+        runs.append(Run(engine, one))
+        while not isinstance(runs[0].seen[-1] if runs[0].seen else None, Started):
+            runs[0].next()
+    for one, run in zip(wanted, runs, strict=True):
+        run.wait()
+        difference = dense.difference(one, [], run.ids, ended=True)
+        assert difference is None or difference.explained, (one.request_id, difference)
+
+
+@pytest.mark.parametrize("window", [24, 64])
+def test_a_window_of_tokens_gives_what_it_gives_alone(window: int) -> None:
+    def caches(model: nn.Module) -> list[Any]:
+        return [RotatingKVCache(max_size=window) for _ in model.layers]
+
+    engine = Engine(tiny_base(), max_batch=4, prefill_chunk=16, prefix_cache_bytes=10_000_000, new_cache=caches)
+    engine.start()
+    try:
+        prompts = [LONG[:50], (*LONG[:50], 3, 4), LONG[:7], LONG[1:90], LONG[:20]]
+        alone = []
+        for i, prompt in enumerate(prompts):
+            run = Run(engine, request(f"a{i}", prompt, max_tokens=40, namespace=f"alone {i}"))
+            run.wait()
+            alone.append(run.ids)
+        together = [Run(engine, request(f"t{i}", p, max_tokens=40, namespace="t")) for i, p in enumerate(prompts)]
+        for run in together:
+            run.wait()
+        again = Run(engine, request("again", (*LONG[:50], 3, 4), max_tokens=40, namespace="t"))
+        again.wait()
+        assert [run.ids for run in together] == alone
+        assert again.cached > 0
+        assert again.ids == alone[1]
+    finally:
+        engine.close()
+
+
+def test_rows_wait_until_their_caches_fit() -> None:
+    cost = row_cost(tiny_model(), make_prompt_cache)
+    assert cost.per_token == 2 * 2 * 2 * 16 * 4, "layers, keys and values, heads, dims, bytes"
+    assert cost.fixed == 0
+    engine = Engine(tiny_base(), max_batch=4, kv_cache_bytes=int(cost.rows([200, 200])))
+    engine.start()
+    try:
+        runs = [Run(engine, request(f"r{i}", (1 + i, 2), max_tokens=190)) for i in range(3)]
+        while not any(isinstance(event, Queued) for event in runs[2].seen):
+            runs[2].next()
+        assert runs[2].seen[0] == Queued(1)
+        finished = [run.wait() for run in runs]
+        assert max(f.max_rows for f in finished) == 2
+        with pytest.raises(TooLargeError, match="MB of KV cache"):
+            Run(engine, request("huge", LONG, max_tokens=2000))
+        # A row is padded to the longest: a long one and three short ones do not fit beside each other.
+        runs = [Run(engine, request("long", LONG[:300], max_tokens=90))]
+        runs += [Run(engine, request(f"s{i}", (1 + i, 2), max_tokens=5)) for i in range(3)]
+        assert max(run.wait().max_rows for run in runs) <= 3
+    finally:
+        engine.close()
+
+
+def test_cancelling_at_any_stage_frees_the_row_at_the_next_step(engine: Engine) -> None:
+    decoding = Run(engine, request("decoding", (5, 6), max_tokens=500))
+    while not isinstance(decoding.next(), Tokens):
+        pass
+    stages = {
+        "prefilling": Run(engine, request("prefilling", LONG, max_tokens=5)),
+        "not begun": Run(engine, request("not begun", LONG[1:], max_tokens=5)),
+        "short": Run(engine, request("short", (1, 2, 3), max_tokens=500)),
+        "queued": Run(engine, request("queued", (1, 2, 3), max_tokens=5)),
+    }
+    while not isinstance(stages["prefilling"].next(), Started):
+        pass
+    for name in stages:
+        engine.cancel(name)
+    for name, run in stages.items():
+        assert run.wait().reason is Reason.CANCELLED, name
+    assert engine.status().active_rows == 1
+    after = Run(engine, request("after", (1, 2, 3), max_tokens=5))
+    assert after.wait().reason is not Reason.CANCELLED
+    engine.cancel("decoding")
+    assert decoding.wait().reason is Reason.CANCELLED
+    assert engine.status().active_rows == 0
+
+
+def test_the_pace_follows_the_measured_speed() -> None:
+    pace = Pace(512)
+    assert pace.chunk(decoding=False) == 512
+    assert pace.chunk(decoding=True) <= 64, "nothing is known yet"
+    for _ in range(30):
+        pace.observe(0.1, prompt_tokens=0, decoding=True)
+        pace.observe(0.1 + 0.2, prompt_tokens=100, decoding=True)
+    assert 90 <= pace.chunk(decoding=True) <= 110, "two decode steps at 500 tokens/s"
+    assert Pace(8).chunk(decoding=True) == 8
+
+
+def test_the_chunk_shrinks_with_the_memory() -> None:
+    assert chunk_limit(512, heads=8, context=4096, budget=1 << 40) == 512
+    assert chunk_limit(512, heads=8, context=4096, budget=1 << 24) == 32
+    assert chunk_limit(512, heads=0, context=0, budget=0) == 512
