@@ -125,12 +125,23 @@ class Engine:
         Raises:
             AdapterError: the folder cannot be served on this base.
         """
-        if digest not in self.bank:
-            manifest = read_manifest(folder)
-            validate_against_base(manifest, self.modules)
-            tensors = load_tensors(folder, manifest, self.bank.linears, self._dtype)
-            self._call(lambda: self.bank.load(digest, tensors)).result()
-        return self.bank.bytes_of(digest)
+
+        def resident() -> int | None:
+            return self.bank.bytes_of(digest) if digest in self.bank else None
+
+        # Asked and answered between two steps: another thread may unload it at any other time.
+        nbytes = self._call(resident).result()
+        if nbytes is not None:
+            return nbytes
+        manifest = read_manifest(folder)
+        validate_against_base(manifest, self.modules)
+        tensors = load_tensors(folder, manifest, self.bank.linears, self._dtype)
+
+        def publish() -> int:
+            self.bank.load(digest, tensors)
+            return self.bank.bytes_of(digest)
+
+        return self._call(publish).result()
 
     def unload_adapter(self, digest: str) -> None:
         """Free an adapter's slot; unknown digests are ignored.

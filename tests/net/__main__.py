@@ -1,0 +1,59 @@
+"""``python -m tests.net --minutes 60 --seed 1``: rounds of random load until the time is over, as JSON on stdout.
+
+Rounds alternate between tiny random models and, one in eight, the embedded model. Every round prints its seed on
+stderr; ``--rounds 1 --seed N`` repeats it. Exit code 1 if an answer differed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from .run import Report
+from .worlds import embedded_round, tiny_round
+
+_EMBEDDED_EVERY = 8
+
+
+def main() -> int:
+    """Run and report."""
+    parser = argparse.ArgumentParser(
+        prog="tests.net", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=5.0, help="begin no round after this [5]")
+    parser.add_argument("--rounds", type=int, default=0, help="rounds at most; 0: as many as there is time for")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the first round [the clock]")
+    parser.add_argument("--only", choices=("tiny", "embedded"), help="one kind of model only")
+    options = parser.parse_args()
+    began = time.monotonic()
+    total = Report()
+    rounds = {"tiny": 0, "embedded": 0}
+    seed = options.seed
+    while time.monotonic() - began < 60 * options.minutes and (
+        not options.rounds or seed - options.seed < options.rounds
+    ):
+        kind = options.only or ("embedded" if seed % _EMBEDDED_EVERY == 0 else "tiny")
+        with tempfile.TemporaryDirectory() as folder:
+            report = (tiny_round if kind == "tiny" else embedded_round)(Path(folder), seed)
+        total.add(report)
+        rounds[kind] += 1
+        print(
+            f"{time.monotonic() - began:7.0f} s  seed {seed} {kind}: {report.requests} requests, {report.equal} equal, "
+            f"{report.explained} within tolerance, {len(report.differences)} different",
+            file=sys.stderr,
+            flush=True,
+        )
+        for difference in report.differences:
+            print(f"  {difference}", file=sys.stderr, flush=True)
+    minutes = round((time.monotonic() - began) / 60, 1)
+    print(json.dumps({"seed": options.seed, "minutes": minutes, "rounds": rounds, **asdict(total)}, indent=1))
+    return 1 if total.differences else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
