@@ -49,3 +49,12 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all, also across a crash."""
+    staged = path.with_name(f".{path.name}.staging-{os.getpid()}")
+    staged.write_bytes(content)
+    _flush(staged)
+    staged.replace(path)
+    _flush(path.parent)

@@ -11,6 +11,7 @@ GROUP = "optiq.benches"
 # A test compares these with the benches.
 SUMMARIES: dict[str, str] = {
     "quant": "Compare mixed precision with uniform 4 bits at the same size: KL, perplexity, accuracy, bytes.",
+    "planner": "Compare the planner's predictions with real training steps.",
     "gateway": "Compare gRPC and HTTP with the engine alone.",
 }
 

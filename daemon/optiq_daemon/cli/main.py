@@ -29,6 +29,7 @@ SUMMARIES = {
     "convert": "Quantize MODEL with more bits where it is sensitive.",
     "eval": "Score MODEL: perplexity on a text, KL to a reference, exact-match accuracy on questions.",
     "tenants": "Make tenants and tokens, set weights and quotas, read usage.",
+    "experiment": "Compare rank and precision schemes on checkable tasks.",
     "bench": "Measure against a named baseline in one run.",
     "logs": "Show the logs of daemon, engine and trainer, in order of time.",
     "doctor": "Look at versions, settings, disk, socket, daemon, engine, device, BLAS and memory ceilings.",

@@ -1,0 +1,107 @@
+"""``optiq experiment``: run a grid of configurations and seeds, and report it. Nothing heavy is imported before use."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from optiq_core.errors import OptiqError
+
+if TYPE_CHECKING:
+    from optiq_core.experiments.grid import GridProgress
+    from optiq_core.experiments.report import Report
+
+_EXTRA = "`optiq experiment` needs the extra: pip install 'optiq[experiments]'"
+
+
+@click.group(
+    epilog="\b\nExamples:\n  optiq experiment run --preset logic -o ./logic\n  optiq experiment report ./logic\n"
+    "  optiq experiment run ./my-grid.toml -o ./my-grid"
+)
+def experiment() -> None:
+    """Compare rank and precision schemes on checkable tasks."""
+
+
+@experiment.command(
+    epilog="\b\nExamples:\n  optiq experiment run --preset smoke -o ./smoke\n"
+    "  optiq experiment run ./my-grid.toml -o ./my-grid --json\n"
+    "Stopped with Ctrl-C it keeps what is finished; the same command goes on from there."
+)
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--preset", help="An experiment that comes with the package: logic, smoke.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory of the runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def run(file: Path | None, preset: str | None, output: Path, as_json: bool) -> None:
+    """Run the grid in FILE (TOML), or a preset; finished runs are kept."""
+    if (file is None) == (preset is None):
+        raise click.UsageError("give a TOML file or --preset, not both")
+    from optiq_core.experiments.spec import load_experiment
+
+    try:
+        from optiq_core.experiments.bases import Bases
+        from optiq_core.experiments.grid import run_grid
+
+        chosen = load_experiment(preset if preset is not None else file or "")
+        bases = Bases(chosen, progress=lambda text: click.echo(text, err=True))
+        run_grid(chosen, output, locate_base=bases.locate, on_progress=_Narrator().show)
+        _print(_report(output), as_json)
+    except OptiqError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@experiment.command(
+    epilog="\b\nExamples:\n  optiq experiment report ./logic\n  optiq experiment report ./logic --plots ./figures"
+)
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--plots", type=click.Path(path_type=Path), help="Write the figures (PNG and SVG) to this folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+def report(folder: Path, plots: Path | None, as_json: bool) -> None:
+    """Print the tables of the runs in FOLDER that are finished, as Markdown."""
+    try:
+        found = _report(folder)
+    except (OptiqError, ValueError) as error:
+        raise click.ClickException(f"{folder}: {error}") from error
+    _print(found, as_json)
+    if plots is not None:
+        try:
+            from optiq_core.experiments.plots import write_plots
+        except ModuleNotFoundError as error:
+            raise click.ClickException(_EXTRA) from error
+        for path in write_plots(found, plots):
+            click.echo(path, err=True)
+
+
+def _report(folder: Path) -> Report:
+    from optiq_core.experiments.grid import read_grid
+
+    try:
+        from optiq_core.experiments.report import make_report
+    except ModuleNotFoundError as error:
+        raise click.ClickException(_EXTRA) from error
+    return make_report(*read_grid(folder))
+
+
+def _print(found: Report, as_json: bool) -> None:
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_markdown(), nl=as_json)
+
+
+class _Narrator:
+    """Progress on stderr: one line that changes on a terminal, else a line for each run."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._last = ""
+
+    def show(self, progress: GridProgress) -> None:
+        left = f" · {progress.seconds_left / 60:.0f} min left" if progress.seconds_left else ""
+        where = f"{progress.configuration} seed {progress.seed} · " if progress.configuration else ""
+        line = f"{progress.done}/{progress.total} runs · {where}{progress.phase}{left}"
+        if self._terminal:
+            click.echo(f"\r{line:<100}", err=True, nl=progress.phase == "finished")
+        elif where != self._last:
+            click.echo(line, err=True)
+        self._last = where

@@ -1,0 +1,233 @@
+"""One run of an experiment in a process of its own: train, then score in the engine that serves.
+
+``python -m optiq_core.experiments.run DIR`` reads ``DIR/run.json`` and writes, in this order, ``data/``, ``adapter/``,
+``metrics.jsonl``, ``predictions.jsonl`` and ``result.json``. A directory with ``result.json`` is a finished run. A run
+that was stopped goes on from its checkpoint. Progress goes to stdout, a JSON object a line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from optiq_core.bench.harness import describe_run
+from optiq_core.experiments.puzzles import LabelledItem
+from optiq_core.experiments.tasks import Item, boxed, write_data
+from optiq_core.files import write_atomically
+from optiq_core.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from optiq_core.base import LoadedBase
+    from optiq_core.engine.types import Event as EngineEvent
+    from optiq_core.train.events import Event as TrainingEvent
+
+RESULT_FILE = "result.json"
+RUN_FILE = "run.json"
+
+
+class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Content of ``run.json``.
+
+    Attributes:
+        configuration, seed: which run this is.
+        digest: of everything that the configuration computes; another digest makes another run.
+        base: folder of the base.
+        train: None scores the bare base.
+        train_items, valid_items, test_items: with their categories.
+        max_tokens: generated for an answer at most.
+    """
+
+    configuration: str
+    seed: int
+    digest: str
+    base: str
+    train: TrainConfig | None
+    train_items: list[LabelledItem]
+    valid_items: list[LabelledItem]
+    test_items: list[LabelledItem]
+    max_tokens: int
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Content of ``result.json``; sizes in bytes, times in seconds, losses in nats per token.
+
+    Attributes:
+        right: whether each test item was answered right, in the order of ``run.json``.
+        categories: of the test items.
+        parameters: trainable ones.
+        skipped_steps: steps left out because loss or gradient was not finite.
+        peak_memory_bytes: of the training's arrays.
+    """
+
+    configuration: str
+    seed: int
+    digest: str
+    right: list[bool]
+    categories: list[str]
+    parameters: int = 0
+    ranks: dict[str, int] = {}
+    valid_loss: float | None = None
+    train_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    skipped_steps: int = 0
+    peak_memory_bytes: int = 0
+    adapter_bytes: int = 0
+    base_bytes: int = 0
+    base_bits_per_weight: float = 0.0
+    described: dict[str, Any] = {}
+
+
+def execute(folder: Path, report: Callable[[dict[str, Any]], None] = lambda line: None) -> RunResult:
+    """Do the run that a folder describes.
+
+    Args:
+        folder: holds ``run.json``.
+        report: told about progress.
+
+    Raises:
+        OptiqError: base, data or training failed.
+    """
+    from optiq_core.base import load_base, setup_device
+
+    setup_device()
+    spec = msgspec.json.decode((folder / RUN_FILE).read_bytes(), type=RunSpec)
+    base = load_base(Path(spec.base))
+    trained = _train(folder, spec, base, report) if spec.train else {}
+    if spec.train:
+        # Training left its layers on the model; scoring wants the base as it is served.
+        base = load_base(Path(spec.base))
+    report({"phase": "scoring", "items": len(spec.test_items)})
+    answers = answer(base, [i.item for i in spec.test_items], folder / "adapter" if spec.train else None, spec)
+    right = [boxed(text) == labelled.item.answer for text, labelled in zip(answers, spec.test_items, strict=True)]
+    lines = [
+        json.dumps({"category": i.category, "question": i.item.question, "expected": i.item.answer, "answer": text})
+        for i, text in zip(spec.test_items, answers, strict=True)
+    ]
+    (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    weights = sum(file.stat().st_size for file in Path(spec.base).glob("*.safetensors"))
+    result = RunResult(
+        configuration=spec.configuration,
+        seed=spec.seed,
+        digest=spec.digest,
+        right=right,
+        categories=[i.category for i in spec.test_items],
+        base_bytes=weights,
+        base_bits_per_weight=base.bits_per_weight,
+        described=describe_run(base),
+        **trained,
+    )
+    write_atomically(folder / RESULT_FILE, msgspec.json.format(msgspec.json.encode(result), indent=1))
+    return result
+
+
+def _train(folder: Path, spec: RunSpec, base: LoadedBase, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    import mlx.core as mx
+
+    from optiq_core.train.data import load_data
+    from optiq_core.train.events import Progress, Started
+    from optiq_core.train.trainer import train
+
+    assert spec.train is not None
+    config = msgspec.structs.replace(spec.train, data_path=str(folder / "data"))
+    write_data(folder / "data", [i.item for i in spec.train_items], [i.item for i in spec.valid_items])
+    found: dict[str, Any] = {}
+    rates: list[float] = []
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+
+        def on_event(event: TrainingEvent) -> None:
+            metrics.write(msgspec.json.encode(event).decode() + "\n")
+            if isinstance(event, Started):
+                found["parameters"], found["ranks"] = event.trainable_parameters, event.ranks
+            elif isinstance(event, Progress):
+                rates.append(event.tokens_per_second)
+                found["valid_loss"] = event.valid_loss
+                report({"phase": "training", "step": event.step, "steps": event.total_steps})
+
+        began = time.perf_counter()
+        mx.reset_peak_memory()
+        train(
+            base,
+            config,
+            data=load_data(config.data_path, base.tokenizer, config),
+            out_dir=folder / "adapter",
+            checkpoint_dir=folder / "checkpoint",
+            on_event=on_event,
+            overwrite=True,
+        )
+    found["train_seconds"] = time.perf_counter() - began
+    found["tokens_per_second"] = sum(rates) / len(rates) if rates else 0.0
+    found["peak_memory_bytes"] = mx.get_peak_memory()
+    found["adapter_bytes"] = sum(file.stat().st_size for file in (folder / "adapter").glob("*.safetensors"))
+    return found
+
+
+def answer(base: LoadedBase, items: Sequence[Item], adapter: Path | None, spec: RunSpec) -> list[str]:
+    """Answer questions greedily in the serving engine, in mixed batches.
+
+    Args:
+        base: as loaded.
+        items: the questions.
+        adapter: folder to serve them with, None for the bare base.
+        spec: for ``max_tokens``.
+
+    Raises:
+        RuntimeError: the engine failed a request.
+    """
+    from optiq_core.engine.engine import Engine
+    from optiq_core.engine.types import EngineRequest, Failed, Finished, Tokens
+
+    engine = Engine(base, max_queue=len(items))
+    texts = [""] * len(items)
+    failures: list[str] = []
+    left = threading.Semaphore(0)
+
+    def sink_of(index: int) -> Callable[[EngineEvent], None]:
+        def sink(event: EngineEvent) -> None:
+            if isinstance(event, Tokens):
+                texts[index] += event.text
+            elif isinstance(event, Finished | Failed):
+                if isinstance(event, Failed):
+                    failures.append(event.message)
+                left.release()
+
+        return sink
+
+    engine.start()
+    try:
+        if adapter is not None:
+            engine.load_adapter("adapter", adapter)
+        for index, item in enumerate(items):
+            prompt = tuple(base.tokenizer.apply_chat_template(item.prompt, add_generation_prompt=True))
+            name = "adapter" if adapter is not None else ""
+            request = EngineRequest(str(index), prompt, spec.max_tokens, adapter=name)
+            engine.submit(request, sink_of(index)).result()
+        for _ in items:
+            left.acquire()
+    finally:
+        engine.close()
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {len(items)} questions failed: {failures[0]}")
+    return texts
+
+
+def main() -> int:
+    """Run the folder named on the command line; 1 with a reason on stderr if it fails."""
+    from optiq_core.errors import OptiqError
+
+    try:
+        execute(Path(sys.argv[1]), lambda line: print(json.dumps(line), flush=True))
+    except OptiqError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""What an experiment is: configurations times seeds on one task set, read from a TOML file. No MLX here."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from optiq_core.errors import OptiqError, TrainingError
+from optiq_core.experiments.puzzles import PUZZLES
+from optiq_core.train.config import TrainConfig, decode_config
+
+PRESETS = ("logic", "smoke")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+class SpecError(OptiqError):
+    """An experiment that cannot be run as written; the message names file and field."""
+
+
+class Items(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The task set.
+
+    Attributes:
+        source: ``puzzles``, or a JSONL file whose lines have ``prompt``, ``answer`` and optionally ``category``.
+        categories: of the puzzles; empty means all.
+        train, valid, test: items of each split, disjoint, drawn anew for every seed.
+    """
+
+    source: str = "puzzles"
+    categories: list[str] = []
+    train: int = 200
+    valid: int = 40
+    test: int = 120
+
+
+class BaseSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A base of the comparison.
+
+    Attributes:
+        model: what ``optiq serve --model`` takes.
+        convert: settings of ``optiq convert`` (``target_bpw``, ``candidate_bits``, ...); empty: as it is.
+    """
+
+    model: str = "embedded"
+    convert: dict[str, Any] = {}
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One contestant.
+
+    Attributes:
+        name: unique, used as a folder's name.
+        base: key of ``bases``.
+        kind: ``bare`` scores the base without training.
+        train: settings that differ from the experiment's ``train``.
+    """
+
+    name: str
+    base: str = "base"
+    kind: Literal["adapter", "bare"] = "adapter"
+    train: dict[str, Any] = {}
+
+
+class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A grid of configurations and seeds.
+
+    Attributes:
+        name: of the experiment.
+        seeds: each draws its own items, data order and initial adapters.
+        items: the task set.
+        bases: by name.
+        train: training settings that all configurations share.
+        configurations: the contestants, the reference of the comparison first.
+        max_tokens: generated for an answer at most.
+    """
+
+    name: str
+    seeds: list[int]
+    configurations: list[Configuration]
+    items: Items = Items()
+    bases: dict[str, BaseSpec] = msgspec.field(default_factory=lambda: {"base": BaseSpec()})
+    train: dict[str, Any] = {}
+    max_tokens: int = 32
+
+    def train_config(self, configuration: Configuration, data_path: str, seed: int) -> TrainConfig:
+        """Settings of one run.
+
+        Raises:
+            TrainingError: names the field that is wrong.
+        """
+        return decode_config({**self.train, **configuration.train, "data_path": data_path, "seed": seed})
+
+    def digest(self, configuration: Configuration) -> str:
+        """Identity of everything that a run of this configuration computes, but for its seed."""
+        content = [
+            self.items,
+            self.bases[configuration.base],
+            self.train,
+            configuration.kind,
+            configuration.train,
+            self.max_tokens,
+        ]
+        return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()[:16]
+
+
+def load_experiment(source: Path | str) -> Experiment:
+    """Read a TOML file, or a preset by name.
+
+    Raises:
+        SpecError: it cannot be read; the message names the field.
+    """
+    if isinstance(source, str) and source in PRESETS:
+        text = resources.files(__package__).joinpath(f"presets/{source}.toml").read_text(encoding="utf-8")
+        where = f"preset {source}"
+    else:
+        where = str(source)
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except OSError as error:
+            raise SpecError(f"{where}: {error.strerror}; presets are {', '.join(PRESETS)}") from error
+    try:
+        experiment = msgspec.convert(tomllib.loads(text), Experiment)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise SpecError(f"{where}: {error}") from error
+    _check(experiment, where)
+    return experiment
+
+
+def _check(experiment: Experiment, where: str) -> None:
+    names = [c.name for c in experiment.configurations]
+    problems = [f"configurations: {n!r} is there twice" for n in sorted({n for n in names if names.count(n) > 1})]
+    problems += [f"configurations: {n!r} is not a folder name like by-bits-8" for n in names if not _NAME.fullmatch(n)]
+    if not names:
+        problems.append("configurations: there are none")
+    if not experiment.seeds or len(set(experiment.seeds)) != len(experiment.seeds):
+        problems.append("seeds: give at least one, none twice")
+    for category in experiment.items.categories:
+        if category not in PUZZLES:
+            problems.append(f"items.categories: {category!r} is none of {', '.join(PUZZLES)}")
+    for configuration in experiment.configurations:
+        if configuration.base not in experiment.bases:
+            problems.append(f"configurations.{configuration.name}.base: {configuration.base!r} is not in bases")
+        try:
+            experiment.train_config(configuration, "data", 0)
+        except TrainingError as error:
+            problems.append(f"configurations.{configuration.name}.train: {error}")
+    if problems:
+        raise SpecError(f"{where}: " + "; ".join(problems))
