@@ -16,7 +16,7 @@ from pathlib import Path
 
 from optiq_core.adapters.format import read_manifest, validate_against_base
 from optiq_core.errors import AdapterError, OptiqError
-from optiq_core.files import staged_folder
+from optiq_core.files import recover_folders, staged_folder
 from optiq_daemon.blobs import copy_file
 from optiq_daemon.errors import ConflictError, InvalidRequestError, QuotaError, RefusedError, UnavailableError
 from optiq_daemon.names import AdapterKey
@@ -174,9 +174,12 @@ class Ingest:
         await asyncio.shield(work)
 
     def tidy(self) -> None:
-        """Finish removals that a crash cut short; for a thread, at start."""
+        """Finish removals and replacements that a crash cut short; for a thread, at start."""
         for trash in self._drop.glob(f"*/.*{TRASH}*"):
             shutil.rmtree(trash, ignore_errors=True)
+        for tenant in self._drop.iterdir() if self._drop.is_dir() else ():
+            for folder in recover_folders(tenant):
+                log.warning("%s: its replacement was cut short; the old content is back", folder)
 
     async def _remove(self, key: AdapterKey, etag: str) -> None:
         async with self._lock(key):
