@@ -16,6 +16,14 @@ Messages name the file and the field and say what would be right. They never hol
 
 from __future__ import annotations
 
+MAX_SHOWN = 400
+
+
+def printable(text: str) -> str:
+    """Text as it can be shown: control characters escaped, and not endless."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:MAX_SHOWN])
+    return shown if len(text) <= MAX_SHOWN else shown + "..."
+
 
 class OptiqError(Exception):
     """Base class of every error that Optiq raises on purpose."""
@@ -49,11 +57,12 @@ class AdapterError(OptiqError):
     ) -> None:
         super().__init__(message)
         self.code = code
-        self.message = message
-        self.file = file
-        self.tensor = tensor
-        self.expected = expected
-        self.found = found
+        # Parts of these come out of files that nobody vouches for, and go to logs and terminals.
+        self.message = printable(message)
+        self.file = printable(file)
+        self.tensor = printable(tensor)
+        self.expected = printable(expected)
+        self.found = printable(found)
 
     def __str__(self) -> str:
         where = " ".join(p for p in (self.file, self.tensor) if p)

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 from optiq_client import paths
+from optiq_core.base.embedded import MODEL_NAME
+from optiq_core.base.loader import EMBEDDED
 from optiq_core.errors import OptiqError
 from optiq_daemon import convert, telemetry
 from optiq_daemon.admission import Admission
@@ -184,7 +186,9 @@ class App:
 
     async def _engine_up(self, client: EngineClient, base: engine_pb2.GetBaseResponse) -> None:
         modules = {module.path: (module.input_dims, module.output_dims) for module in base.modules}
-        await self.registry.engine_up(client, BaseInfo(base.digest, modules), self._adapter_budget(base))
+        names = (f"optiq/{MODEL_NAME}" if self.settings.model == EMBEDDED else self.settings.model,)
+        info = BaseInfo(base.digest, modules, names, strict=self.settings.base_mismatch == "refuse")
+        await self.registry.engine_up(client, info, self._adapter_budget(base))
         for key, source in list(self._mounts.items()):
             try:
                 await self.ingest.install(key, source)
@@ -198,7 +202,7 @@ class App:
     def _adapter_budget(self, base: engine_pb2.GetBaseResponse) -> int:
         """Bytes of adapters that may be in the engine together."""
         if self.settings.adapter_budget_mb:
-            return self.settings.adapter_budget_mb * 1_000_000
+            return max(1, round(self.settings.adapter_budget_mb * 1e6))
         free = telemetry.memory_limit() - base.memory_bytes
         return max(free // 4, SMALLEST_BUDGET)
 

@@ -27,6 +27,7 @@ from optiq_core.errors import KVConfigError, OptiqError
 
 ENVIRONMENT_PREFIX = "OPTIQ_"
 
+BaseMismatch = Literal["refuse", "warn"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 Tls = Literal["off", "generate", "files"]
@@ -63,8 +64,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     default_top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     default_top_k: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
     reconcile_interval_s: Annotated[float, msgspec.Meta(ge=0.2, le=3600)] = 5.0
+    base_mismatch: BaseMismatch = "refuse"
     keep_versions: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
-    adapter_budget_mb: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 0
+    adapter_budget_mb: Annotated[float, msgspec.Meta(ge=0, le=10_000_000)] = 0.0
     keep_alive_s: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 0.0
     log_level: LogLevel = "info"
     log_format: LogFormat = "text"
@@ -106,6 +108,7 @@ DESCRIPTIONS: dict[str, str] = {
     "default_top_p": "Nucleus mass where a request does not say; 1 for off.",
     "default_top_k": "Most likely tokens to keep where a request does not say; 0 for off.",
     "reconcile_interval_s": "Seconds between looks at the drop folder for changes that raised no event.",
+    "base_mismatch": "refuse or warn: what to do with adapters that record the digest of another base.",
     "keep_versions": "Versions that each adapter name keeps for rollback, the served one included.",
     "adapter_budget_mb": "Megabytes (1e6) of adapters in the engine at a time; 0: a quarter of what the base leaves.",
     "keep_alive_s": "Seconds without a request after which an adapter leaves the engine; 0 for no limit.",

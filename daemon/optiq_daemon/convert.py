@@ -57,7 +57,7 @@ def adapter(registry: Registry, key: AdapterKey) -> adapter_pb2.Adapter:
         etag=registry.etag(key),
         pinned=record.pinned,
         keep_alive_seconds=record.keep_alive_s,
-        warning=record.warning,
+        warning="; ".join(record.warnings.values()),
         last_use_time=timestamp(slot.last_use) if slot else None,
     )
     if (version := registry.history.find(key, record.digest)) is not None:

@@ -65,6 +65,12 @@ class EngineClient:
         request = engine_pb2.UnloadAdapterRequest(digest=digest)
         await self._unary(self._stub.UnloadAdapter(request, timeout=LOAD_TIMEOUT_S))
 
+    async def probe(self, digests: list[str]) -> dict[str, float]:
+        """Largest difference of each loaded version's logits to the base's; NaN where they are not finite."""
+        request = engine_pb2.ProbeAdaptersRequest(digests=digests)
+        response = await self._unary(self._stub.ProbeAdapters(request, timeout=LOAD_TIMEOUT_S))
+        return dict(response.differences)
+
     async def status(self) -> engine_pb2.GetStatusResponse:
         """Counters and memory now."""
         return await self._unary(self._stub.GetStatus(engine_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT_S))

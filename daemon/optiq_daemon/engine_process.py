@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("optiq.engine")
 
 MB = 1_000_000
+# A probe is a step that running streams would have to wait for.
+PROBE_LOOKS = 100
+PROBE_LOOK_S = 0.05
 
 _REASONS = {
     "stop": generation_pb2.FINISH_REASON_STOP,
@@ -165,6 +168,17 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         except InUseError as error:
             raise errors.RefusedError(str(error), reason="ADAPTER_IN_USE") from None
         return pb.UnloadAdapterResponse()
+
+    async def ProbeAdapters(  # noqa: N802
+        self, request: pb.ProbeAdaptersRequest, context: Any
+    ) -> pb.ProbeAdaptersResponse:
+        _, engine = await self._ready()
+        for _ in range(PROBE_LOOKS):
+            if not engine.status().active_rows:
+                break
+            await asyncio.sleep(PROBE_LOOK_S)
+        differences = await asyncio.to_thread(engine.probe_adapters, list(request.digests))
+        return pb.ProbeAdaptersResponse(differences=differences)
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:  # noqa: N802
         from optiq_core.engine.types import Failed, Finished, NotLoadedError, QueueFullError, TooLargeError

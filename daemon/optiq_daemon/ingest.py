@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from optiq_core.adapters.format import read_manifest, validate_against_base
+from optiq_core.adapters.format import read_manifest
 from optiq_core.errors import AdapterError, OptiqError
 from optiq_core.files import recover_folders, staged_folder
 from optiq_daemon.blobs import copy_file
@@ -133,10 +133,10 @@ class Ingest:
             if registry.base is None:
                 raise UnavailableError("the engine is still loading the base", reason="ENGINE_NOT_SERVING")
             manifest = await asyncio.to_thread(read_manifest, registry.blobs.path(version.digest))
-            validate_against_base(manifest, registry.base.modules)
+            warnings = registry.base.check(manifest)
             with registry.residency.lease(version.digest) as lease:
                 await self._load(key, lease, record)
-                registry.roll_back(record, version)
+                registry.roll_back(record, version, warnings)
             return record
 
     async def _import(self, key: AdapterKey, source: Path, origin: str) -> AdapterRecord:
@@ -145,7 +145,7 @@ class Ingest:
             if base is None:
                 raise UnavailableError("the engine is still loading the base", reason="ENGINE_NOT_SERVING")
             manifest = await asyncio.to_thread(read_manifest, source)
-            validate_against_base(manifest, base.modules)
+            base.check(manifest)
             self._check_disk(key, manifest.disk_bytes)
             await asyncio.to_thread(_place, source, self.folder(key), manifest.files)
             await self._take_locked(key, origin)
@@ -258,7 +258,7 @@ class Ingest:
         registry = self._registry
         async with self._copies:
             manifest = await asyncio.to_thread(read_manifest, folder)
-            validate_against_base(manifest, base.modules)
+            base.check(manifest)
             try:
                 self._check_disk(key, manifest.disk_bytes)
             except QuotaError as error:
@@ -268,7 +268,7 @@ class Ingest:
         try:
             if await asyncio.to_thread(take_snapshot, folder) != snapshot:
                 raise _ChangedMeanwhileError
-            validate_against_base(copied, base.modules)
+            warnings = base.check(copied)
             old = registry.find(key)
             if old is not None and origin == "folder" and self._held_back(old, digest):
                 old.fingerprint, old.quarantine = snapshot.fingerprint, None
@@ -287,13 +287,14 @@ class Ingest:
                 folder_digest=digest,
                 base_digest=base.digest,
                 source_path=str(folder),
+                warnings=warnings,
             )
             if old is not None:
                 record.create_time, record.last_number = old.create_time, old.last_number
                 record.pinned, record.keep_alive_s = old.pinned, old.keep_alive_s
             if old is not None and old.digest == digest:
                 record.drop_to_routable_ms = old.drop_to_routable_ms
-                record.keep_loaded, record.warning = old.keep_loaded, old.warning
+                record.keep_loaded, record.warnings = old.keep_loaded, old.warnings | warnings
             else:
                 since = max(snapshot.changed_at, self._started)
                 record.drop_to_routable_ms = max(0.0, (time.time() - since) * 1000)

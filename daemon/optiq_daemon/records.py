@@ -77,8 +77,8 @@ class AdapterRecord(msgspec.Struct, kw_only=True):
     `digest` is the served version, empty while there is none. `fingerprint` is the folder's when it was last taken or
     refused, `folder_digest` the version that it held then (another one than `digest` after a rollback), `base_digest`
     the base that it was compared with. `keep_loaded` is false after an explicit unload, `last_number` the number of
-    the newest version ever. `keep_alive_s` is None for the setting's value, `warning` what a look at the loaded
-    version found.
+    the newest version ever. `keep_alive_s` is None for the setting's value. `warnings` are sentences by what was looked
+    at: `base`, the base that the folder names, and `probe`, the loaded version's logits.
     """
 
     tenant: str
@@ -97,7 +97,7 @@ class AdapterRecord(msgspec.Struct, kw_only=True):
     last_number: int = 0
     pinned: bool = False
     keep_alive_s: float | None = None
-    warning: str = ""
+    warnings: dict[str, str] = {}
 
     @property
     def key(self) -> AdapterKey:

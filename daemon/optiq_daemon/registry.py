@@ -11,16 +11,18 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from optiq_core.adapters.format import read_manifest, validate_against_base
+from optiq_core.adapters.format import AdapterManifest, read_manifest, validate_against_base
+from optiq_core.adapters.recorded_base import another_name, check_recorded_base
 from optiq_core.errors import AdapterError, OptiqError
 from optiq_daemon.blobs import Blobs
 from optiq_daemon.errors import NotFoundError, RefusedError, UnavailableError
 from optiq_daemon.events import EventLog
 from optiq_daemon.names import AdapterKey
+from optiq_daemon.prober import Prober, ProbingEngine
 from optiq_daemon.records import AdapterRecord, AdapterTable, Quarantine
 from optiq_daemon.residency import Engine, Residency
 from optiq_daemon.signals import Changed
@@ -45,11 +47,37 @@ DEFAULT_KEEP_VERSIONS = 5
 BYTES_PER_PARAMETER = 4
 
 
+class MountingEngine(Engine, ProbingEngine, Protocol):
+    """What the registry needs of an engine process."""
+
+
 class BaseInfo(NamedTuple):
-    """What an adapter must match: the base's digest, and (input, output) dims of each module by path."""
+    """What an adapter must match.
+
+    `modules` are (input, output) dims by path, `names` what the base is known as. Adapters that record the digest of
+    another base are refused if `strict`.
+    """
 
     digest: str
     modules: Mapping[str, tuple[int, int]]
+    names: tuple[str, ...] = ()
+    strict: bool = True
+
+    def check(self, manifest: AdapterManifest) -> dict[str, str]:
+        """Warnings for an adapter that can be served.
+
+        Raises:
+            AdapterError: it cannot.
+        """
+        validate_against_base(manifest, self.modules)
+        try:
+            check_recorded_base(manifest, self.digest)
+        except AdapterError as error:
+            if self.strict:
+                raise
+            return {"base": str(error)}
+        hint = another_name(manifest, self.names)
+        return {"base": hint} if hint else {}
 
 
 class Retention(NamedTuple):
@@ -101,6 +129,7 @@ class Registry:
         self.base: BaseInfo | None = None
         self.history = History(store)
         self.residency = Residency(self)
+        self.prober = Prober(self._probed)
         self._table = AdapterTable(store)
         self._records: dict[AdapterKey, AdapterRecord] = {}
         self._phases: dict[AdapterKey, AdapterState] = {}
@@ -127,6 +156,7 @@ class Registry:
 
     async def close(self) -> None:
         """End what is under way."""
+        await self.prober.close()
         await self.residency.close()
         await self._tasks.cancel()
 
@@ -245,10 +275,10 @@ class Registry:
         self._free_unused(freed)
         self.phase(key, None)
 
-    def roll_back(self, record: AdapterRecord, version: VersionRecord) -> None:
+    def roll_back(self, record: AdapterRecord, version: VersionRecord, warnings: dict[str, str]) -> None:
         """Move the name's pointer to a kept version; the folder keeps its content, see `held_back`."""
         before = record.digest
-        record.digest, record.description, record.warning = version.digest, version.description, ""
+        record.digest, record.description, record.warnings = version.digest, version.description, warnings
         with self.store.transaction():
             self.history.point(record, version.origin)
             self._table.save(record)
@@ -312,7 +342,7 @@ class Registry:
 
     # The engine's coming and going
 
-    async def engine_up(self, engine: Engine, base: BaseInfo, budget: int = 0) -> None:
+    async def engine_up(self, engine: MountingEngine, base: BaseInfo, budget: int = 0) -> None:
         """Compare all versions with the base, and mount what was mounted, as far as the budget goes.
 
         Raises:
@@ -320,6 +350,7 @@ class Registry:
         """
         self.base = base
         self.residency.attach(engine, budget)
+        self.prober.attach(engine)
         for record in self.records():
             if record.digest and record.base_digest != base.digest:
                 await self._revalidate(record, base)
@@ -330,6 +361,7 @@ class Registry:
 
     def engine_down(self) -> None:
         """Nothing is loaded any more."""
+        self.prober.attach(None)
         self.residency.detach()
 
     async def mount(self, record: AdapterRecord) -> None:
@@ -353,7 +385,7 @@ class Registry:
     async def _revalidate(self, record: AdapterRecord, base: BaseInfo) -> None:
         try:
             manifest = await asyncio.to_thread(read_manifest, self.blobs.path(record.digest))
-            validate_against_base(manifest, base.modules)
+            record.warnings = base.check(manifest)
         except AdapterError as error:
             record.digest = ""
             self.residency.bind(record.key, "")
@@ -390,11 +422,25 @@ class Registry:
         for key in self._named(digest):
             self.touched(key)
 
+    def loaded(self, digest: str) -> None:
+        """A version is in the engine: see whether it does anything there."""
+        self.prober.add(digest)
+
     def freed(self, digest: str) -> None:
         """Nobody holds a version: remove its bytes, unless a name keeps them in its history."""
         if not self.history.keeps(digest):
+            self.prober.forget(digest)
             self.blobs.detach(digest)
             self._tasks.start(asyncio.to_thread(self.blobs.sweep), "sweep blobs")
+
+    def _probed(self, digest: str, warning: str) -> None:
+        for record in [self._records[key] for key in self._named(digest)]:
+            if record.warnings.get("probe", "") != warning:
+                others = {name: text for name, text in record.warnings.items() if name != "probe"}
+                record.warnings = {**others, "probe": warning} if warning else others
+                self.save(record)
+                if warning:
+                    self.events.append("adapter.warning", record.key.name, warning)
 
     def _free_unused(self, digests: list[str]) -> None:
         for digest in digests:

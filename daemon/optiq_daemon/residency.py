@@ -60,6 +60,9 @@ class Catalog(Protocol):
     def changed(self, digest: str) -> None:
         """Its slot changed."""
 
+    def loaded(self, digest: str) -> None:
+        """It is in the engine now."""
+
     def freed(self, digest: str) -> None:
         """Neither a name nor a lease holds it any more, and it has left the engine."""
 
@@ -295,6 +298,7 @@ class Residency:
             raise UnavailableError("the engine was restarted while the adapter was loaded", reason="ENGINE_LOST")
         for told in self._told:
             told(slot.digest, began, time.perf_counter() - clock)
+        self._catalog.loaded(slot.digest)
 
     async def _unload(self, slot: Slot, engine: Engine, epoch: int) -> None:
         pause = FIRST_RETRY_S

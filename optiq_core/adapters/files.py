@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import AdapterError
 
 MAX_CONFIG_BYTES = 4 << 20
 MAX_WEIGHTS_BYTES = 16 << 30
-_DTYPES = frozenset({"F32", "F16", "BF16"})
+MAX_HEADER_BYTES = 16 << 20
+MAX_NAME = 256
+# Of each type: the integer of its width, and the exponent's bits, which are all set in NaN and infinity.
+_EXPONENTS = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
+_DTYPES = frozenset(_EXPONENTS)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,14 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     Raises:
         AdapterError: absent, not JSON, not an object, or with a key twice.
     """
+    path = regular_file(folder, name, MAX_CONFIG_BYTES)
+    try:
+        return _json_object(path.read_bytes(), name)
+    except OSError as error:
+        raise AdapterError("FILE_UNREADABLE", f"the file cannot be read: {error.strerror}", file=name) from error
 
+
+def _json_object(text: bytes, name: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
         for key, value in pairs:
@@ -68,10 +80,9 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
             seen[key] = value
         return seen
 
-    path = regular_file(folder, name, MAX_CONFIG_BYTES)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
         raise AdapterError("BAD_JSON", f"not readable as JSON: {error}", file=name) from error
     if not isinstance(content, dict):
         raise AdapterError(
@@ -84,10 +95,12 @@ def read_header(folder: Path, name: str) -> dict[str, TensorInfo]:
     """Read dtype and shape of every tensor; no tensor is loaded and nothing is unpickled.
 
     Raises:
-        AdapterError: absent, truncated, a header that lies, no tensors, or a dtype that is not float.
+        AdapterError: absent, truncated, a header that lies or names a tensor twice, no tensors, a name that is none,
+            or a dtype that is not float.
     """
     path = regular_file(folder, name, MAX_WEIGHTS_BYTES)
     try:
+        _check_header(path, name)
         # safetensors checks that offsets are contiguous, match the shapes and cover the file.
         with safe_open(str(path), framework="numpy") as handle:
             tensors = {}
@@ -99,6 +112,15 @@ def read_header(folder: Path, name: str) -> dict[str, TensorInfo]:
     if not tensors:
         raise AdapterError("NO_TENSORS", "the file holds no tensors", file=name)
     for key, info in tensors.items():
+        if len(key) > MAX_NAME or not key.isprintable() or "/" in key or ".." in key:
+            raise AdapterError(
+                "BAD_NAME",
+                "not the name of a tensor",
+                file=name,
+                tensor=key,
+                expected=f"a dotted path of at most {MAX_NAME} printable characters",
+                found=key,
+            )
         if info.dtype not in _DTYPES:
             raise AdapterError(
                 "BAD_DTYPE",
@@ -111,10 +133,43 @@ def read_header(folder: Path, name: str) -> dict[str, TensorInfo]:
     return tensors
 
 
+def _check_header(path: Path, name: str) -> None:
+    """Refuse what readers disagree on or choke on, before the header is parsed as a whole."""
+    with path.open("rb") as handle:
+        prefix = handle.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        size = path.stat().st_size
+        if not 2 <= length <= size - 8:
+            raise AdapterError(
+                "BAD_SAFETENSORS",
+                "the header's length is not possible",
+                file=name,
+                expected=f"2 to {max(size - 8, 2)} bytes",
+                found=str(length),
+            )
+        if length > MAX_HEADER_BYTES:
+            raise AdapterError(
+                "FILE_TOO_LARGE",
+                "the header is too large",
+                file=name,
+                expected=f"<= {MAX_HEADER_BYTES} bytes",
+                found=str(length),
+            )
+        try:
+            _json_object(handle.read(length), name)
+        except AdapterError as error:
+            if error.code == "BAD_JSON":
+                raise AdapterError("BAD_SAFETENSORS", f"the header: {error.message}", file=name) from error
+            raise
+
+
 def digest_files(folder: Path, config_files: tuple[str, ...], weights_file: str) -> str:
     """Return the hex SHA-256 over the canonical configuration files and every tensor's name, type, shape and bytes.
 
     Formatting of the JSON files and the order of the tensors do not matter.
+
+    Raises:
+        AdapterError: a file changed while it was read, or a tensor has NaN or infinite values.
     """
     hasher = hashlib.sha256()
     for name in sorted(config_files):
@@ -137,6 +192,20 @@ def digest_files(folder: Path, config_files: tuple[str, ...], weights_file: str)
                     raise AdapterError(
                         "BAD_SAFETENSORS", "the file became shorter while it was read", file=weights_file
                     )
+                if not _finite(chunk, entry["dtype"]):
+                    raise AdapterError(
+                        "NOT_FINITE",
+                        "the tensor has NaN or infinite values",
+                        file=weights_file,
+                        tensor=key,
+                        expected="finite numbers",
+                    )
                 hasher.update(chunk)
                 remaining -= len(chunk)
     return hasher.hexdigest()
+
+
+def _finite(chunk: bytes, dtype: str) -> bool:
+    integer, exponent = _EXPONENTS[dtype]
+    bits = np.frombuffer(chunk, integer)
+    return not bool(np.any((bits & exponent) == exponent))

@@ -114,11 +114,15 @@ def _read_mlx(folder: Path, config: dict[str, Any]) -> AdapterManifest:
     scale = float(parameters["scale"])
     files = [CONFIG, MLX_WEIGHTS]
     true_ranks: dict[str, int] = {}
+    base_digest = ""
     form = "mlx-lm"
     if (folder / OPTIQ_CONFIG).is_symlink() or (folder / OPTIQ_CONFIG).exists():
         files.append(OPTIQ_CONFIG)
         form = "optiq"
-        true_ranks = _true_ranks(read_json(folder, OPTIQ_CONFIG))
+        ours = read_json(folder, OPTIQ_CONFIG)
+        true_ranks = _true_ranks(ours)
+        training = ours.get("training")
+        base_digest = str(training.get("base_digest") or "") if isinstance(training, dict) else ""
     tensors = read_header(folder, MLX_WEIGHTS)
     groups = _group(tensors, _MLX_ROLES, MLX_WEIGHTS)
     modules = []
@@ -149,7 +153,13 @@ def _read_mlx(folder: Path, config: dict[str, Any]) -> AdapterManifest:
             )
         )
     return _manifest(
-        folder, modules, form=form, base_model=str(config.get("model") or ""), files=tuple(files), weights=MLX_WEIGHTS
+        folder,
+        modules,
+        form=form,
+        base_model=str(config.get("model") or ""),
+        files=tuple(files),
+        weights=MLX_WEIGHTS,
+        base_digest=base_digest,
     )
 
 
@@ -295,7 +305,14 @@ def _delta(
 
 
 def _manifest(
-    folder: Path, modules: list[ModuleDelta], *, form: str, base_model: str, files: tuple[str, ...], weights: str
+    folder: Path,
+    modules: list[ModuleDelta],
+    *,
+    form: str,
+    base_model: str,
+    files: tuple[str, ...],
+    weights: str,
+    base_digest: str = "",
 ) -> AdapterManifest:
     parameters = sum(m.rank * (m.input_dims + m.output_dims) + (m.output_dims if m.dora else 0) for m in modules)
     return AdapterManifest(
@@ -307,6 +324,7 @@ def _manifest(
         weights_file=weights,
         parameter_count=parameters,
         disk_bytes=sum(regular_file(folder, name, MAX_WEIGHTS_BYTES).stat().st_size for name in files),
+        base_digest=base_digest,
     )
 
 
@@ -320,4 +338,9 @@ def _true_ranks(config: dict[str, Any]) -> dict[str, int]:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

@@ -45,6 +45,7 @@ class AdapterManifest:
         weights_file: the one among them with the tensors.
         parameter_count: numbers in the tensors, padding not counted.
         disk_bytes: bytes of the files.
+        base_digest: digest of the base that it was trained on, empty if it does not say.
     """
 
     format: str
@@ -55,6 +56,7 @@ class AdapterManifest:
     weights_file: str
     parameter_count: int
     disk_bytes: int
+    base_digest: str = ""
 
     @property
     def min_rank(self) -> int:

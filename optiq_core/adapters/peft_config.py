@@ -100,9 +100,12 @@ def _compile(key: str) -> re.Pattern[str]:
 
 def _number(config: dict[str, Any], field: str, default: float) -> float:
     value = config.get(field, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _bad("BAD_CONFIG", "expected a finite number", field, "number", value)
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass
+    raise _bad("BAD_CONFIG", "expected a finite number", field, "number", value)
 
 
 def _bad(code: str, message: str, field: str, expected: str, found: Any) -> AdapterError:

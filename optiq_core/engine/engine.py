@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +23,7 @@ from ..adapters.bank import AdapterBank, compute_dtype
 from ..adapters.format import read_manifest, validate_against_base
 from ..adapters.tensors import load_tensors
 from ..base.loader import LoadedBase
+from .adapter_probe import probe_adapters
 from .admission import Admission
 from .batch import Batch, CacheFactory, Drawn
 from .leases import AdapterLeases
@@ -150,6 +151,14 @@ class Engine:
             InUseError: requests still use it.
         """
         self._call(lambda: self._leases.unload(digest)).result()
+
+    def probe_adapters(self, digests: Sequence[str]) -> dict[str, float]:
+        """Compare loaded adapters with the bare base on a fixed prompt, between two steps.
+
+        Returns:
+            Largest difference of the logits by digest; see :func:`probe_adapters`.
+        """
+        return self._call(lambda: probe_adapters(self._base.model, self.bank, digests)).result()
 
     def status(self) -> EngineStatus:
         """Return a snapshot; never waits for a step that is running."""

@@ -70,6 +70,9 @@ class Catalog:
     def changed(self, digest: str) -> None:
         pass
 
+    def loaded(self, digest: str) -> None:
+        pass
+
     def freed(self, digest: str) -> None:
         self.freed_digests.append(digest)
 

@@ -35,7 +35,7 @@ _OPTIONS: tuple[tuple[str, str, type, str], ...] = (
     ("default-top-k", "K", int, "Most likely tokens to keep where a request does not say; 0 for off."),
     ("reconcile-interval-s", "S", float, "Seconds between looks at the drop folder for changes without an event."),
     ("keep-versions", "N", int, "Versions that each adapter name keeps for rollback, the served one included."),
-    ("adapter-budget-mb", "MB", int, "Adapters in the engine at a time; 0: a quarter of what the base leaves free."),
+    ("adapter-budget-mb", "MB", float, "Adapters in the engine at a time; 0: a quarter of what the base leaves free."),
     ("keep-alive-s", "S", float, "Seconds without a request after which an adapter leaves the engine; 0: never."),
     ("log-level", "LEVEL", str, "debug, info, warning or error."),
     ("log-format", "FORM", str, "text or json."),

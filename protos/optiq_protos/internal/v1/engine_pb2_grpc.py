@@ -49,6 +49,11 @@ class EngineServiceStub:
                 request_serializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.UnloadAdapterRequest.SerializeToString,
                 response_deserializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.UnloadAdapterResponse.FromString,
                 _registered_method=True)
+        self.ProbeAdapters = channel.unary_unary(
+                '/optiq.internal.v1.EngineService/ProbeAdapters',
+                request_serializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.ProbeAdaptersRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.ProbeAdaptersResponse.FromString,
+                _registered_method=True)
         self.Generate = channel.unary_stream(
                 '/optiq.internal.v1.EngineService/Generate',
                 request_serializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.GenerateRequest.SerializeToString,
@@ -85,6 +90,13 @@ class EngineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ProbeAdapters(self, request, context):
+        """Runs a fixed prompt with adapters and without; waits a moment for a time when no rows are running.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Generate(self, request, context):
         """Ends with `finished`, or with a status. Cancelling frees the row at the next step.
         """
@@ -115,6 +127,11 @@ def add_EngineServiceServicer_to_server(servicer, server):
                     servicer.UnloadAdapter,
                     request_deserializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.UnloadAdapterRequest.FromString,
                     response_serializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.UnloadAdapterResponse.SerializeToString,
+            ),
+            'ProbeAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProbeAdapters,
+                    request_deserializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.ProbeAdaptersRequest.FromString,
+                    response_serializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.ProbeAdaptersResponse.SerializeToString,
             ),
             'Generate': grpc.unary_stream_rpc_method_handler(
                     servicer.Generate,
@@ -208,6 +225,33 @@ class EngineService:
             '/optiq.internal.v1.EngineService/UnloadAdapter',
             optiq__protos_dot_internal_dot_v1_dot_engine__pb2.UnloadAdapterRequest.SerializeToString,
             optiq__protos_dot_internal_dot_v1_dot_engine__pb2.UnloadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProbeAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optiq.internal.v1.EngineService/ProbeAdapters',
+            optiq__protos_dot_internal_dot_v1_dot_engine__pb2.ProbeAdaptersRequest.SerializeToString,
+            optiq__protos_dot_internal_dot_v1_dot_engine__pb2.ProbeAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,
