@@ -60,11 +60,9 @@ class Blobs:
             raise
 
     def commit(self, staging: Path, digest: str) -> Path:
-        """Give a staged folder its name; a version that is there already wins. Two renames at most."""
+        """Give a staged folder its name; a version that is there already wins, and the caller removes the copy."""
         target = self.path(digest)
-        if target.is_dir():
-            staging.rename(self._trash())
-        else:
+        if not target.is_dir():
             staging.rename(target)
         return target
 
@@ -72,6 +70,12 @@ class Blobs:
         """Take a version out of the store; :meth:`sweep` frees its bytes."""
         if self.has(digest):
             self.path(digest).rename(self._trash())
+
+    def scratch(self) -> Path:
+        """A new empty folder on the store's file system, for who removes it again; a crash's are removed at start."""
+        folder = self._staging / f"scratch-{uuid.uuid4().hex}"
+        folder.mkdir()
+        return folder
 
     def sweep(self) -> None:
         """Remove what was detached; for a thread."""

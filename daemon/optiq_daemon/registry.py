@@ -203,11 +203,12 @@ class Registry:
         content = msgspec.json.encode(self._records[key]) + self.state(key).name.encode()
         return hashlib.sha256(content).hexdigest()[:16]
 
-    def acquire(self, tenant: str, adapter: str, digest: str = "") -> Resolved:
+    def acquire(self, tenant: str, adapter: str, digest: str = "", *, prefetch: bool = True) -> Resolved:
         """Resolve a request's adapter, once, and lease its version. An empty adapter is the bare base.
 
         Args:
             digest: a kept version instead of the one that the name points to, as :meth:`History.resolve` takes it.
+            prefetch: the version will be used in the engine.
 
         Raises:
             NotFoundError: no such tenant, name, or version.
@@ -227,7 +228,8 @@ class Registry:
         else:
             raise not_served(record, self.state(key))
         lease = self.residency.lease(chosen)
-        self.residency.prefetch(chosen)
+        if prefetch:
+            self.residency.prefetch(chosen)
         return Resolved(key, chosen, lease)
 
     # Watching

@@ -7,7 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -254,3 +254,22 @@ def _allocate(base: str, config: TrainConfig) -> Allocation:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+@lora.command(epilog="\b\nExamples:\n  optiq lora export ./units-adapter --format peft -o ./units-peft")
+@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--format", "form", type=click.Choice(["mlx-lm", "peft"]), required=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace the folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def export(path: Path, form: Literal["mlx-lm", "peft"], output: Path, overwrite: bool, as_json: bool) -> None:
+    """Write the adapter in PATH in another program's format, with the same function."""
+    from optiq_core.adapters.export import export_adapter
+
+    if output.exists() and not overwrite:
+        raise click.UsageError(f"{output} exists; --overwrite replaces it")
+    try:
+        export_adapter(path, output, form, overwrite=overwrite)
+    except OptiqError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(json.dumps({"path": str(output), "format": form}) if as_json else output)

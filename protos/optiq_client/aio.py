@@ -239,6 +239,19 @@ class AsyncClient:
             raise to_error(error, address=self.address) from error
         return call.convert(response)
 
+    async def upload(self, call: calls.Upload[T], timeout: float | None = None) -> T:
+        """Run a call with a stream of requests and one answer; no limit of time unless given."""
+        method = self._channel.stream_unary(
+            call.path,
+            request_serializer=lambda m: m.SerializeToString(),
+            response_deserializer=call.response.FromString,
+        )
+        try:
+            response = await method(call.requests(), timeout=timeout)
+        except grpc.RpcError as error:
+            raise to_error(error, address=self.address) from error
+        return call.convert(response)
+
     def stream(self, call: calls.Call[T], timeout: float | None = None) -> AsyncStream[T]:
         """Start a call with a stream of answers."""
         method = self._channel.unary_stream(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -12,7 +12,7 @@ from google.protobuf import field_mask_pb2
 from google.protobuf.message import Message as Proto
 from grpc_health.v1 import health_pb2
 
-from optiq_client import convert, states
+from optiq_client import convert, states, transfer
 from optiq_client import types as t
 from optiq_protos.v1 import adapter_pb2, event_pb2, generation_pb2, runtime_pb2, training_pb2
 
@@ -39,6 +39,17 @@ class Call(Generic[T]):
     request: Proto
     response: type[Any]
     convert: Callable[[Any], T]
+
+
+@dataclass(frozen=True, slots=True)
+class Upload(Call[T]):
+    """An RPC with a stream of requests.
+
+    Attributes:
+        requests: the stream, from its beginning each time.
+    """
+
+    requests: Callable[[], Iterator[Proto]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +190,38 @@ def unload_adapter(tenant: str, adapter: str) -> Call[t.Adapter]:
     """AdapterService.UnloadAdapter."""
     request = adapter_pb2.UnloadAdapterRequest(name=adapter_name(tenant, adapter))
     return Call("/optiq.v1.AdapterService/UnloadAdapter", request, adapter_pb2.UnloadAdapterResponse, _adapter)
+
+
+def upload_adapter(tenant: str, adapter_id: str, folder: Path) -> Upload[t.Adapter]:
+    """AdapterService.UploadAdapter."""
+    header = adapter_pb2.UploadAdapterHeader(
+        parent=tenant_name(tenant), adapter_id=adapter_id, files=transfer.describe(folder)
+    )
+    return Upload(
+        "/optiq.v1.AdapterService/UploadAdapter",
+        adapter_pb2.UploadAdapterRequest(header=header),
+        adapter_pb2.UploadAdapterResponse,
+        _adapter,
+        lambda: transfer.chunks(folder, header),
+    )
+
+
+def export_adapter(tenant: str, adapter: str, version: str, form: str) -> Call[adapter_pb2.ExportAdapterResponse]:
+    """AdapterService.ExportAdapter."""
+    request = adapter_pb2.ExportAdapterRequest(name=adapter_name(tenant, adapter), version=version, format=form)
+    return Call(
+        "/optiq.v1.AdapterService/ExportAdapter", request, adapter_pb2.ExportAdapterResponse, lambda response: response
+    )
+
+
+def merge_adapters(tenant: str, adapter_id: str, parts: Mapping[str, float]) -> Call[t.Adapter]:
+    """AdapterService.MergeAdapters."""
+    request = adapter_pb2.MergeAdaptersRequest(
+        parent=tenant_name(tenant),
+        adapter_id=adapter_id,
+        parts=[adapter_pb2.MergePart(adapter=adapter, weight=weight) for adapter, weight in parts.items()],
+    )
+    return Call("/optiq.v1.AdapterService/MergeAdapters", request, adapter_pb2.MergeAdaptersResponse, _adapter)
 
 
 def set_keep_alive(tenant: str, adapter: str, seconds: float | None, etag: str) -> Call[t.Adapter]:

@@ -235,6 +235,18 @@ class Client:
         except grpc.RpcError as error:
             raise to_error(error, address=self.address) from error
 
+    def upload(self, call: calls.Upload[T], timeout: float | None = None) -> T:
+        """Run a call with a stream of requests and one answer; no limit of time unless given."""
+        method = self._channel.stream_unary(
+            call.path,
+            request_serializer=lambda m: m.SerializeToString(),
+            response_deserializer=call.response.FromString,
+        )
+        try:
+            return call.convert(method(call.requests(), timeout=timeout))
+        except grpc.RpcError as error:
+            raise to_error(error, address=self.address) from error
+
     def stream(self, call: calls.Call[T], timeout: float | None = None) -> Stream[T]:
         """Start a call with a stream of answers."""
         method = self._channel.unary_stream(

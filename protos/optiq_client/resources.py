@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optiq_client import calls
+from optiq_client import calls, transfer
 from optiq_client import types as t
 
 if TYPE_CHECKING:
@@ -76,6 +77,42 @@ class Adapters:
     ) -> t.Adapter:
         """Let it leave the engine after so long without a request: 0 for never, None for the daemon's setting."""
         return self._client.run(calls.set_keep_alive(self._client.tenant, adapter, seconds, etag), timeout)
+
+    def upload(self, source: str | Path, adapter_id: str, *, timeout: float | None = None) -> t.Adapter:
+        """Send an adapter folder to the daemon, wherever that is, and serve it as ``adapter_id``."""
+        call = calls.upload_adapter(self._client.tenant, adapter_id, Path(source))
+        return self._client.upload(call, timeout)
+
+    def export(
+        self,
+        adapter: str,
+        target: str | Path,
+        *,
+        form: str = "",
+        version: str = "",
+        overwrite: bool = False,
+        timeout: float | None = None,
+    ) -> str:
+        """Write a version's files to a folder here; its digest.
+
+        Args:
+            form: ``mlx-lm`` or ``peft``; empty for the files as they were installed.
+            version: a digest or its beginning, ``v3``, or ``-1``; the served one if empty.
+            overwrite: replace a folder of that name.
+        """
+        writer = transfer.FolderWriter(Path(target), overwrite=overwrite)
+        try:
+            call = calls.export_adapter(self._client.tenant, adapter, version, form)
+            for response in self._client.stream(call, timeout):
+                writer.take(response)
+            writer.finish()
+        finally:
+            writer.discard()
+        return writer.digest
+
+    def merge(self, parts: Mapping[str, float], adapter_id: str, *, timeout: float | None = None) -> t.Adapter:
+        """Serve the weighted sum of several LoRA adapters as ``adapter_id``; ``parts`` maps adapters to weights."""
+        return self._client.run(calls.merge_adapters(self._client.tenant, adapter_id, parts), timeout)
 
     def watch(self, *, timeout: float | None = None) -> Stream[t.AdapterChange]:
         """The list, LIST_END, then every change."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +25,13 @@ from optiq_client import (
     NotFound,
     OptiqClientError,
     Started,
+    calls,
 )
 from optiq_daemon.cli import main as cli
+from optiq_protos.v1 import adapter_pb2
 from tests.adapters import write_tiny_adapter
 from tests.integration.conftest import Daemon, eventually, gone
+from tests.integration.faults import digest_of
 
 RECONCILED_S = 0.6
 
@@ -190,3 +197,109 @@ def test_history_rollback_and_pins_survive_a_killed_daemon(
         ]
         assert stored(daemon) == {one, two}
     assert daemon.stop() == 0
+
+
+def test_upload_export_and_merge(tiny_daemon: Daemon, tiny_client: Client, tmp_path: Path) -> None:
+    client = tiny_client
+    source = write_tiny_adapter(tmp_path / "source", seed=70)
+    sent = client.adapters.upload(source, "sent")
+    assert sent.digest == digest_of(source) and served(client, "sent") == sent.digest
+    assert client.adapters.history("sent")[0].origin == "upload"
+    assert client.adapters.export("sent", tmp_path / "back") == sent.digest == digest_of(tmp_path / "back")
+    with pytest.raises(FileExistsError):
+        client.adapters.export("sent", tmp_path / "back")
+    client.adapters.export("sent", tmp_path / "peft", form="peft", version="v1")
+    again = client.adapters.import_folder(tmp_path / "peft", "as-peft")
+    assert again.format == "peft"
+    merged = client.adapters.merge({"sent": 0.5, f"sent@{sent.digest[:8]}": 0.5}, "merged")
+    assert (merged.format, merged.min_rank, merged.max_rank) == ("optiq", 8, 8)
+    names = ("sent", "as-peft", "merged")
+    answers = {client.generate([5, 9, 13, 21], adapter=name, max_tokens=12).read() for name in names}
+    assert len(answers) == 1, "one function in three formats"
+    with pytest.raises(FailedPrecondition, match="two adapters or more"):
+        client.adapters.merge({"sent": 1.0}, "alone")
+
+
+def test_an_upload_that_lies_installs_nothing(tiny_daemon: Daemon, tiny_client: Client, tmp_path: Path) -> None:
+    source = write_tiny_adapter(tmp_path / "source", seed=71)
+    good = calls.upload_adapter("default", "lied", source)
+    header = good.request.header  # type: ignore[attr-defined]
+
+    def send(change: Callable[[list[adapter_pb2.UploadAdapterRequest]], None]) -> None:
+        requests = [copy.deepcopy(request) for request in good.requests()]
+        change(requests)
+        tiny_client.upload(dataclasses.replace(good, requests=lambda: iter(requests)), 20)
+
+    def flipped(requests: list[adapter_pb2.UploadAdapterRequest]) -> None:
+        requests[-1].chunk.data = requests[-1].chunk.data[:-1] + b"?"
+
+    def escaping(requests: list[adapter_pb2.UploadAdapterRequest]) -> None:
+        requests[0].header.files[0].name = "../../adapter_config.json"
+
+    def endless(requests: list[adapter_pb2.UploadAdapterRequest]) -> None:
+        requests[0].header.files[-1].size_bytes = 1 << 60
+
+    cases: list[tuple[Callable[[list[adapter_pb2.UploadAdapterRequest]], None], str]] = [
+        (flipped, "SHA-256"),
+        (escaping, "must be one of"),
+        (endless, "size_bytes"),
+        (lambda requests: requests.pop(), "ended before"),
+        (lambda requests: requests.append(requests[-1]), "more follows"),
+        (lambda requests: requests.insert(1, requests[-1]), "in the order"),
+        (lambda requests: requests.pop(0), "begins with a header"),
+    ]
+    for change, message in cases:
+        with pytest.raises(InvalidRequest, match=message):
+            send(change)
+    assert header.files and gone(lambda: tiny_client.adapters.get("lied"), 0.5)
+    assert not list((tiny_daemon.home / "store" / "staging").glob("scratch-*"))
+    bad = write_tiny_adapter(tmp_path / "bad", hidden=80)
+    with pytest.raises(FailedPrecondition) as caught:
+        tiny_client.adapters.upload(bad, "lied")
+    assert caught.value.reason == "SHAPE_MISMATCH"
+
+
+async def test_the_async_client_moves_files_too(tiny_daemon: Daemon, tiny_client: Client, tmp_path: Path) -> None:
+    source = write_tiny_adapter(tmp_path / "source", seed=72)
+    async with AsyncClient(home=tiny_daemon.home) as client:
+        sent = await client.adapters.upload(source, "async-sent")
+        assert await client.adapters.export("async-sent", tmp_path / "back") == sent.digest
+        merged = await client.adapters.merge({"async-sent": 0.25, "async-sent@v1": 0.75}, "async-merged")
+        assert merged.max_rank == 8
+
+
+def test_the_commands_that_move_files(
+    tiny_daemon: Daemon, tiny_client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = ("--home", str(tiny_daemon.home))
+    source = write_tiny_adapter(tmp_path / "typed-files", seed=73)
+    assert cli.main(["adapters", "upload", str(source), "--json", *home]) == 0
+    digest = json.loads(capsys.readouterr().out)["digest"]
+    out = tmp_path / "out"
+    assert cli.main(["adapters", "export", "typed-files", "-o", str(out), "--json", *home]) == 0
+    assert json.loads(capsys.readouterr().out) == {"path": str(out), "digest": digest}
+    assert cli.main(["adapters", "export", "typed-files", "-o", str(out), *home]) == 2
+    assert cli.main(["lora", "export", str(out), "--format", "peft", "-o", str(tmp_path / "peft")]) == 0
+    assert (tmp_path / "peft" / "adapter_model.safetensors").is_file()
+    merge = ["adapters", "merge", "typed-files=0.5", "typed-files=0.25", "--into", "typed-merged", *home]
+    assert cli.main(merge) == 1, "one adapter named twice is one"
+    assert cli.main(["adapters", "merge", "typed-files", "--into", "x", *home]) == 2
+    drop(tiny_daemon, tiny_client, "typed-other", 74)
+    assert cli.main(["adapters", "merge", "typed-files=0.5", "typed-other=0.5", "--into", "typed-merged", *home]) == 0
+    fuse = ["adapters", "fuse", "typed-files", "-o", str(tmp_path / "f"), "--json", *home]
+    fused = subprocess.run([sys.executable, "-m", "optiq_daemon", *fuse], capture_output=True, text=True, check=True)
+    report = json.loads(fused.stdout)
+    assert (report["modules"], report["quantized"], report["warning"]) == (4, 0, "")
+    assert (tmp_path / "f" / "config.json").is_file()
+
+
+def test_an_adapter_that_changes_nothing_is_served_with_a_warning(tiny_daemon: Daemon, tiny_client: Client) -> None:
+    folder = write_tiny_adapter(tiny_daemon.home / "idle", seed=80)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["lora_parameters"]["scale"] = 0.0
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    idle = tiny_client.adapters.import_folder(folder, "idle")
+    assert eventually(lambda: tiny_client.adapters.get("idle").warning).startswith("NO_EFFECT")
+    assert idle.digest and tiny_client.adapters.get("idle").state is AdapterState.RESIDENT
+    assert tiny_client.adapters.import_folder(write_tiny_adapter(folder, seed=80), "idle").digest != idle.digest
+    assert eventually(lambda: not tiny_client.adapters.get("idle").warning)

@@ -111,6 +111,9 @@ def test_every_rpc_has_a_call_with_the_right_messages() -> None:
         calls.unload_adapter("t", "a"),
         calls.watch_adapters("t"),
         calls.set_keep_alive("t", "a", 1.0, ""),
+        calls.upload_adapter("t", "a", Path(__file__).parents[2] / "optiq_core/experiments/ready/pirate"),
+        calls.export_adapter("t", "a", "", "peft"),
+        calls.merge_adapters("t", "a", {"b": 0.5, "c": 0.5}),
         calls.pin_adapter("t", "a"),
         calls.unpin_adapter("t", "a"),
         calls.list_versions("t", "a", ""),
@@ -141,6 +144,7 @@ def test_every_wire_field_arrives(client: Client) -> None:
     """A field that the protos gain and the types do not is noticed here."""
     pairs = (
         (adapter_pb2.Adapter, optiq_client.Adapter),
+        (adapter_pb2.AdapterVersion, optiq_client.AdapterVersion),
         (adapter_pb2.QuarantineReason, optiq_client.QuarantineReason),
         (training_pb2.TrainingJob, optiq_client.Job),
         (training_pb2.TrainingConfig, TrainingConfig),

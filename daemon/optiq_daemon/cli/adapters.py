@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from optiq_daemon.cli import output
+from optiq_daemon.cli import adapter_files, output
 from optiq_daemon.cli.options import Connection, complete_adapter, connection_options, json_option
 
 if TYPE_CHECKING:
@@ -272,3 +272,7 @@ def rollback(name: str, version: str, connection: Connection, as_json: bool) -> 
     """
     with connection.client() as client:
         _print_adapter(client.adapters.rollback(name, version), as_json)
+
+
+for _command in adapter_files.COMMANDS:
+    adapters.add_command(_command)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from optiq_core.adapters.merge import merge_adapters
 from optiq_core.errors import AdapterError
-from optiq_daemon import convert
+from optiq_daemon import convert, transfers
 from optiq_daemon.errors import InvalidRequestError, NotFoundError, RefusedError, adapter_metadata
 from optiq_daemon.ingest import Ingest
-from optiq_daemon.names import AdapterKey, check_id, parse_adapter, parse_parent
+from optiq_daemon.names import AdapterKey, check_id, parse_adapter, parse_adapter_ref, parse_parent
 from optiq_daemon.registry import Registry, not_found, not_served
 from optiq_protos.v1 import adapter_pb2, adapter_pb2_grpc
 
@@ -93,6 +95,58 @@ class AdapterService(adapter_pb2_grpc.AdapterServiceServicer):
         self._registry.save(record)
         await self._registry.residency.unload(record.digest)
         return adapter_pb2.UnloadAdapterResponse(adapter=self._message(key))
+
+    async def UploadAdapter(
+        self, requests: AsyncIterator[adapter_pb2.UploadAdapterRequest], _: Any
+    ) -> adapter_pb2.UploadAdapterResponse:
+        """Install files that the caller sends."""
+        header = await transfers.first_header(requests)
+        key = AdapterKey(self._tenant(header.parent), check_id(header.adapter_id, "header.adapter_id"))
+        with transfers.scratch(self._registry.blobs) as folder:
+            await transfers.receive(header, requests, folder)
+            await self._installed(key, folder, "upload")
+        return adapter_pb2.UploadAdapterResponse(adapter=self._message(key))
+
+    async def ExportAdapter(
+        self, request: adapter_pb2.ExportAdapterRequest, _: Any
+    ) -> AsyncIterator[adapter_pb2.ExportAdapterResponse]:
+        """Send a version's files."""
+        key = parse_adapter(request.name)
+        form = transfers.check_format(request.format)
+        record = self._registry.record(key)
+        if not request.version and not record.digest:
+            raise not_served(record, self._registry.state(key))
+        digest = self._registry.history.resolve(record, request.version).digest if request.version else record.digest
+        # The lease keeps the bytes; they need not be in the engine.
+        with self._registry.residency.lease(digest), transfers.scratch(self._registry.blobs) as folder:
+            source = await asyncio.to_thread(transfers.exported, self._registry.blobs.path(digest), folder, form)
+            async for response in transfers.send(digest, source):
+                yield response
+
+    async def MergeAdapters(
+        self, request: adapter_pb2.MergeAdaptersRequest, _: Any
+    ) -> adapter_pb2.MergeAdaptersResponse:
+        """Install the weighted sum of several adapters."""
+        tenant = self._tenant(request.parent)
+        key = AdapterKey(tenant, check_id(request.adapter_id, "adapter_id"))
+        with contextlib.ExitStack() as stack:
+            parts = []
+            for index, part in enumerate(request.parts):
+                adapter, version = parse_adapter_ref(part.adapter, f"parts[{index}].adapter")
+                resolved = self._registry.acquire(tenant, adapter, version, prefetch=False)
+                assert resolved.lease is not None
+                stack.enter_context(resolved.lease)
+                parts.append((self._registry.blobs.path(resolved.digest), part.weight))
+            folder = stack.enter_context(transfers.scratch(self._registry.blobs))
+            await asyncio.to_thread(merge_adapters, parts, folder / "merged")
+            await self._installed(key, folder / "merged", "merge")
+        return adapter_pb2.MergeAdaptersResponse(adapter=self._message(key))
+
+    async def _installed(self, key: AdapterKey, folder: Path, origin: str) -> None:
+        try:
+            await self._ingest.install(key, folder, origin)
+        except AdapterError as error:
+            raise RefusedError(str(error), reason=error.code, metadata=adapter_metadata(error)) from None
 
     async def UpdateAdapter(
         self, request: adapter_pb2.UpdateAdapterRequest, _: Any

@@ -65,6 +65,21 @@ class AdapterServiceStub:
                 request_serializer=optiq__protos_dot_v1_dot_adapter__pb2.UnloadAdapterRequest.SerializeToString,
                 response_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.UnloadAdapterResponse.FromString,
                 _registered_method=True)
+        self.UploadAdapter = channel.stream_unary(
+                '/optiq.v1.AdapterService/UploadAdapter',
+                request_serializer=optiq__protos_dot_v1_dot_adapter__pb2.UploadAdapterRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.UploadAdapterResponse.FromString,
+                _registered_method=True)
+        self.ExportAdapter = channel.unary_stream(
+                '/optiq.v1.AdapterService/ExportAdapter',
+                request_serializer=optiq__protos_dot_v1_dot_adapter__pb2.ExportAdapterRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.ExportAdapterResponse.FromString,
+                _registered_method=True)
+        self.MergeAdapters = channel.unary_unary(
+                '/optiq.v1.AdapterService/MergeAdapters',
+                request_serializer=optiq__protos_dot_v1_dot_adapter__pb2.MergeAdaptersRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.MergeAdaptersResponse.FromString,
+                _registered_method=True)
         self.UpdateAdapter = channel.unary_unary(
                 '/optiq.v1.AdapterService/UpdateAdapter',
                 request_serializer=optiq__protos_dot_v1_dot_adapter__pb2.UpdateAdapterRequest.SerializeToString,
@@ -137,6 +152,27 @@ class AdapterServiceServicer:
 
     def UnloadAdapter(self, request, context):
         """Takes the adapter out of the engine once its last request has ended; it stays available.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadAdapter(self, request_iterator, context):
+        """Installs an adapter whose files the caller sends: the header first, then the files' bytes in its order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportAdapter(self, request, context):
+        """Sends a version's files, as they are or in another program's format.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MergeAdapters(self, request, context):
+        """Installs the weighted sum of several LoRA adapters, exact by concatenating ranks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,6 +252,21 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.UnloadAdapter,
                     request_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.UnloadAdapterRequest.FromString,
                     response_serializer=optiq__protos_dot_v1_dot_adapter__pb2.UnloadAdapterResponse.SerializeToString,
+            ),
+            'UploadAdapter': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadAdapter,
+                    request_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.UploadAdapterRequest.FromString,
+                    response_serializer=optiq__protos_dot_v1_dot_adapter__pb2.UploadAdapterResponse.SerializeToString,
+            ),
+            'ExportAdapter': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportAdapter,
+                    request_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.ExportAdapterRequest.FromString,
+                    response_serializer=optiq__protos_dot_v1_dot_adapter__pb2.ExportAdapterResponse.SerializeToString,
+            ),
+            'MergeAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.MergeAdapters,
+                    request_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.MergeAdaptersRequest.FromString,
+                    response_serializer=optiq__protos_dot_v1_dot_adapter__pb2.MergeAdaptersResponse.SerializeToString,
             ),
             'UpdateAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateAdapter,
@@ -411,6 +462,87 @@ class AdapterService:
             '/optiq.v1.AdapterService/UnloadAdapter',
             optiq__protos_dot_v1_dot_adapter__pb2.UnloadAdapterRequest.SerializeToString,
             optiq__protos_dot_v1_dot_adapter__pb2.UnloadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadAdapter(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/optiq.v1.AdapterService/UploadAdapter',
+            optiq__protos_dot_v1_dot_adapter__pb2.UploadAdapterRequest.SerializeToString,
+            optiq__protos_dot_v1_dot_adapter__pb2.UploadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/optiq.v1.AdapterService/ExportAdapter',
+            optiq__protos_dot_v1_dot_adapter__pb2.ExportAdapterRequest.SerializeToString,
+            optiq__protos_dot_v1_dot_adapter__pb2.ExportAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MergeAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optiq.v1.AdapterService/MergeAdapters',
+            optiq__protos_dot_v1_dot_adapter__pb2.MergeAdaptersRequest.SerializeToString,
+            optiq__protos_dot_v1_dot_adapter__pb2.MergeAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,
