@@ -285,6 +285,9 @@ class App:
             message=engine.message,
             pid=engine.child.pid if engine.child else 0,
             restarts=engine.restarts,
+            adapter_budget_bytes=self.registry.residency.room.budget,
+            adapter_evictions=self.registry.residency.room.evictions,
+            waiting_for_room=self.registry.residency.room.waiting,
         )
         if engine.state is EngineState.SERVING:
             try:

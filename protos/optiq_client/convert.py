@@ -276,6 +276,9 @@ def _engine(m: runtime_pb2.EngineStatus) -> t.Engine:
         prefix_cache_entries=m.prefix_cache_entries,
         prefix_hits=m.prefix_hits,
         prefix_hit_tokens=m.prefix_hit_tokens,
+        adapter_budget_bytes=m.adapter_budget_bytes,
+        adapter_evictions=m.adapter_evictions,
+        waiting_for_room=m.waiting_for_room,
     )
 
 
