@@ -19,6 +19,9 @@ import mlx.nn as nn
 from ..errors import AdapterError
 from .manifest import AdapterManifest, ModuleDelta
 
+# Products of two such values with any activation are finite in float32.
+_LARGEST = 1e12
+
 
 @dataclass(frozen=True)
 class DeltaTensors:
@@ -74,7 +77,21 @@ def _delta(raw: dict[str, mx.array], spec: ModuleDelta, file: str, linear: nn.Mo
         factor = magnitude / mx.linalg.norm(merged, axis=1)
         b = b * factor
         gain = (factor - 1).astype(dtype)
+    for name, tensor in ((spec.a, a), (spec.b, b), (spec.magnitude, gain)):
+        _check_range(name, tensor, file, dtype)
     return DeltaTensors(mx.contiguous(a.T.astype(dtype)).T, mx.contiguous(b.astype(dtype)), gain)
+
+
+def _check_range(name: str, tensor: mx.array | None, file: str, dtype: mx.Dtype) -> None:
+    """Refuse what overflows, scale included: rows of one batch share products, and zero times infinity is NaN."""
+    if tensor is not None and not (mx.abs(tensor.astype(dtype)).max() <= _LARGEST).item():
+        raise AdapterError(
+            "NOT_FINITE",
+            "with the adapter's scale, the tensor's values overflow",
+            file=file,
+            tensor=name,
+            expected=f"at most {_LARGEST:g} in {dtype}",
+        )
 
 
 def combine(parts: Sequence[tuple[Mapping[str, DeltaTensors], float]]) -> dict[str, DeltaTensors]:

@@ -128,9 +128,12 @@ def test_a_small_adapter_vanishes_in_four_bits(tmp_path: Path, quantized: Path) 
 
 def test_the_probe_tells_an_adapter_without_effect(tmp_path: Path) -> None:
     model = tiny_model()
-    for name, scale in (("none", 0.0), ("some", 1.0), ("wild", 1e40)):
+    for name, scale in (("none", 0.0), ("some", 1.0)):
         mount_adapter_on_model(model, name, write_mlx_adapter(tmp_path / name, tiny_model(), scale=scale))
-    found = probe_adapters(model, bank_of(model), ["none", "absent", "some", "wild"])
-    assert set(found) == {"none", "some", "wild"}
-    assert found["none"] == 0 and found["some"] > 0 and np.isnan(found["wild"])
+    found = probe_adapters(model, bank_of(model), ["none", "absent", "some"])
+    assert set(found) == {"none", "some"}
+    assert found["none"] == 0 and found["some"] > 0
     assert probe_adapters(model, bank_of(model), ["absent"]) == {}
+    with pytest.raises(AdapterError) as caught:
+        mount_adapter_on_model(model, "wild", write_mlx_adapter(tmp_path / "wild", tiny_model(), scale=1e40))
+    assert caught.value.code == "NOT_FINITE", "rows of one batch share products"
