@@ -50,7 +50,8 @@ async def first_header(requests: AsyncIterator[adapter_pb2.UploadAdapterRequest]
         raise InvalidRequestError.of("header", "an upload begins with a header")
     header = first.header
     names = [file.name for file in header.files]
-    wrong = []
+    # No default here: what a request leaves out is filled in at its top level only, by the caller's own tenant.
+    wrong = [] if header.parent else [("header.parent", "must be tenants/{tenant}")]
     for index, file in enumerate(header.files):
         limit = LIMITS.get(file.name)
         if limit is None:
