@@ -54,7 +54,7 @@ class DeviceStatus(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., compute: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class EngineStatus(_message.Message):
-    __slots__ = ("state", "message", "pid", "restarts", "active_rows", "queued_requests", "resident_adapters", "adapter_bytes", "kv_cache_bytes", "active_memory_bytes", "peak_memory_bytes", "tokens_per_second", "generated_tokens", "max_adapters_in_one_step", "adapter_budget_bytes", "adapter_evictions", "waiting_for_room")
+    __slots__ = ("state", "message", "pid", "restarts", "active_rows", "queued_requests", "resident_adapters", "adapter_bytes", "kv_cache_bytes", "active_memory_bytes", "peak_memory_bytes", "tokens_per_second", "generated_tokens", "max_adapters_in_one_step", "kv_cache", "kv_bytes_per_token", "adapter_budget_bytes", "adapter_evictions", "waiting_for_room")
     STATE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,8 @@ class EngineStatus(_message.Message):
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_ADAPTERS_IN_ONE_STEP_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     WAITING_FOR_ROOM_FIELD_NUMBER: _ClassVar[int]
@@ -86,10 +88,12 @@ class EngineStatus(_message.Message):
     tokens_per_second: float
     generated_tokens: int
     max_adapters_in_one_step: int
+    kv_cache: str
+    kv_bytes_per_token: float
     adapter_budget_bytes: int
     adapter_evictions: int
     waiting_for_room: int
-    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., active_rows: _Optional[int] = ..., queued_requests: _Optional[int] = ..., resident_adapters: _Optional[int] = ..., adapter_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., active_memory_bytes: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., max_adapters_in_one_step: _Optional[int] = ..., adapter_budget_bytes: _Optional[int] = ..., adapter_evictions: _Optional[int] = ..., waiting_for_room: _Optional[int] = ...) -> None: ...
+    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., active_rows: _Optional[int] = ..., queued_requests: _Optional[int] = ..., resident_adapters: _Optional[int] = ..., adapter_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., active_memory_bytes: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., max_adapters_in_one_step: _Optional[int] = ..., kv_cache: _Optional[str] = ..., kv_bytes_per_token: _Optional[float] = ..., adapter_budget_bytes: _Optional[int] = ..., adapter_evictions: _Optional[int] = ..., waiting_for_room: _Optional[int] = ...) -> None: ...
 
 class LiveRequest(_message.Message):
     __slots__ = ("request_id", "tenant", "requested_adapter", "adapter_digest", "phase", "completion_tokens", "tokens_per_second", "time_to_first_token_ms", "start_time")
