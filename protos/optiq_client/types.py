@@ -318,9 +318,9 @@ class Engine:
     prefix_cache_entries: int = 0
     prefix_hits: int = 0
     prefix_hit_tokens: int = 0
-    adapter_budget_bytes: int
-    adapter_evictions: int
-    waiting_for_room: int
+    adapter_budget_bytes: int = 0
+    adapter_evictions: int = 0
+    waiting_for_room: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,35 +23,36 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from optiq_protos.v1 import generation_pb2 as optiq__protos_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1doptiq_protos/v1/runtime.proto\x12\x08optiq.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x01\n\nBaseStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x62its_per_weight\x18\x05 \x01(\x01\x12\x13\n\x0blayer_count\x18\x06 \x01(\x05\x12\x13\n\x0bmax_context\x18\x07 \x01(\x05\"J\n\x0c\x44\x65viceStatus\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63ompute\x18\x03 \x01(\t\x12\r\n\x05notes\x18\x04 \x03(\t\"\xec\x03\n\x0c\x45ngineStatus\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.optiq.v1.EngineState\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x10\n\x08restarts\x18\x04 \x01(\x05\x12\x13\n\x0b\x61\x63tive_rows\x18\x05 \x01(\x05\x12\x17\n\x0fqueued_requests\x18\x06 \x01(\x05\x12\x19\n\x11resident_adapters\x18\x07 \x01(\x05\x12\x15\n\radapter_bytes\x18\x08 \x01(\x03\x12\x16\n\x0ekv_cache_bytes\x18\t \x01(\x03\x12\x1b\n\x13\x61\x63tive_memory_bytes\x18\n \x01(\x03\x12\x19\n\x11peak_memory_bytes\x18\x0b \x01(\x03\x12\x19\n\x11tokens_per_second\x18\x0c \x01(\x01\x12\x18\n\x10generated_tokens\x18\r \x01(\x03\x12 \n\x18max_adapters_in_one_step\x18\x0e \x01(\x05\x12\x10\n\x08kv_cache\x18\x14 \x01(\t\x12\x1a\n\x12kv_bytes_per_token\x18\x15 \x01(\x01\x12\x1c\n\x14\x61\x64\x61pter_budget_bytes\x18\x17 \x01(\x03\x12\x19\n\x11\x61\x64\x61pter_evictions\x18\x18 \x01(\x03\x12\x18\n\x10waiting_for_room\x18\x19 \x01(\x05\"\xf9\x01\n\x0bLiveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x19\n\x11requested_adapter\x18\x03 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x04 \x01(\t\x12\r\n\x05phase\x18\x05 \x01(\t\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x05\x12\x19\n\x11tokens_per_second\x18\x07 \x01(\x01\x12\x1e\n\x16time_to_first_token_ms\x18\x08 \x01(\x01\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc2\x03\n\rRuntimeStatus\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\thome_path\x18\x04 \x01(\t\x12\x15\n\radapters_path\x18\x05 \x01(\t\x12\"\n\x04\x62\x61se\x18\x06 \x01(\x0b\x32\x14.optiq.v1.BaseStatus\x12&\n\x06\x64\x65vice\x18\x07 \x01(\x0b\x32\x16.optiq.v1.DeviceStatus\x12&\n\x06\x65ngine\x18\x08 \x01(\x0b\x32\x16.optiq.v1.EngineStatus\x12\x15\n\radapter_count\x18\t \x01(\x05\x12!\n\x19quarantined_adapter_count\x18\n \x01(\x05\x12\x13\n\x0bqueued_jobs\x18\x0b \x01(\x05\x12\x13\n\x0brunning_job\x18\x0c \x01(\t\x12\'\n\x08requests\x18\r \x03(\x0b\x32\x15.optiq.v1.LiveRequest\x12\x1c\n\x14process_memory_bytes\x18\x0e \x01(\x03\x12\x1a\n\x12memory_limit_bytes\x18\x0f \x01(\x03\"\x12\n\x10GetStatusRequest\"<\n\x11GetStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.optiq.v1.RuntimeStatus\",\n\x15WatchTelemetryRequest\x12\x13\n\x0binterval_ms\x18\x01 \x01(\x05\"A\n\x16WatchTelemetryResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.optiq.v1.RuntimeStatus*\x96\x01\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45NGINE_STATE_STARTING\x10\x01\x12\x18\n\x14\x45NGINE_STATE_SERVING\x10\x02\x12\x1b\n\x17\x45NGINE_STATE_RESTARTING\x10\x03\x12\x17\n\x13\x45NGINE_STATE_FAILED\x10\x04\x32\xad\x01\n\x0eRuntimeService\x12\x44\n\tGetStatus\x12\x1a.optiq.v1.GetStatusRequest\x1a\x1b.optiq.v1.GetStatusResponse\x12U\n\x0eWatchTelemetry\x12\x1f.optiq.v1.WatchTelemetryRequest\x1a .optiq.v1.WatchTelemetryResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1doptiq_protos/v1/runtime.proto\x12\x08optiq.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a optiq_protos/v1/generation.proto\"\x92\x01\n\nBaseStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x17\n\x0f\x62its_per_weight\x18\x05 \x01(\x01\x12\x13\n\x0blayer_count\x18\x06 \x01(\x05\x12\x13\n\x0bmax_context\x18\x07 \x01(\x05\"J\n\x0c\x44\x65viceStatus\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63ompute\x18\x03 \x01(\t\x12\r\n\x05notes\x18\x04 \x03(\t\"\xef\x04\n\x0c\x45ngineStatus\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.optiq.v1.EngineState\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x10\n\x08restarts\x18\x04 \x01(\x05\x12\x13\n\x0b\x61\x63tive_rows\x18\x05 \x01(\x05\x12\x17\n\x0fqueued_requests\x18\x06 \x01(\x05\x12\x19\n\x11resident_adapters\x18\x07 \x01(\x05\x12\x15\n\radapter_bytes\x18\x08 \x01(\x03\x12\x16\n\x0ekv_cache_bytes\x18\t \x01(\x03\x12\x1b\n\x13\x61\x63tive_memory_bytes\x18\n \x01(\x03\x12\x19\n\x11peak_memory_bytes\x18\x0b \x01(\x03\x12\x19\n\x11tokens_per_second\x18\x0c \x01(\x01\x12\x18\n\x10generated_tokens\x18\r \x01(\x03\x12 \n\x18max_adapters_in_one_step\x18\x0e \x01(\x05\x12\x10\n\x08kv_cache\x18\x14 \x01(\t\x12\x1a\n\x12kv_bytes_per_token\x18\x15 \x01(\x01\x12\x17\n\x0fkv_budget_bytes\x18\x0f \x01(\x03\x12\x1a\n\x12prefix_cache_bytes\x18\x10 \x01(\x03\x12\x1c\n\x14prefix_cache_entries\x18\x11 \x01(\x05\x12\x13\n\x0bprefix_hits\x18\x12 \x01(\x03\x12\x19\n\x11prefix_hit_tokens\x18\x13 \x01(\x03\x12\x1c\n\x14\x61\x64\x61pter_budget_bytes\x18\x17 \x01(\x03\x12\x19\n\x11\x61\x64\x61pter_evictions\x18\x18 \x01(\x03\x12\x18\n\x10waiting_for_room\x18\x19 \x01(\x05\"\xa4\x02\n\x0bLiveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x19\n\x11requested_adapter\x18\x03 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x04 \x01(\t\x12\r\n\x05phase\x18\x05 \x01(\t\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x05\x12\x19\n\x11tokens_per_second\x18\x07 \x01(\x01\x12\x1e\n\x16time_to_first_token_ms\x18\x08 \x01(\x01\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x08\x61\x64\x61pters\x18\x14 \x03(\x0b\x32\x17.optiq.v1.ServedAdapter\"\xc2\x03\n\rRuntimeStatus\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\thome_path\x18\x04 \x01(\t\x12\x15\n\radapters_path\x18\x05 \x01(\t\x12\"\n\x04\x62\x61se\x18\x06 \x01(\x0b\x32\x14.optiq.v1.BaseStatus\x12&\n\x06\x64\x65vice\x18\x07 \x01(\x0b\x32\x16.optiq.v1.DeviceStatus\x12&\n\x06\x65ngine\x18\x08 \x01(\x0b\x32\x16.optiq.v1.EngineStatus\x12\x15\n\radapter_count\x18\t \x01(\x05\x12!\n\x19quarantined_adapter_count\x18\n \x01(\x05\x12\x13\n\x0bqueued_jobs\x18\x0b \x01(\x05\x12\x13\n\x0brunning_job\x18\x0c \x01(\t\x12\'\n\x08requests\x18\r \x03(\x0b\x32\x15.optiq.v1.LiveRequest\x12\x1c\n\x14process_memory_bytes\x18\x0e \x01(\x03\x12\x1a\n\x12memory_limit_bytes\x18\x0f \x01(\x03\"\x12\n\x10GetStatusRequest\"<\n\x11GetStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.optiq.v1.RuntimeStatus\",\n\x15WatchTelemetryRequest\x12\x13\n\x0binterval_ms\x18\x01 \x01(\x05\"A\n\x16WatchTelemetryResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.optiq.v1.RuntimeStatus*\x96\x01\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45NGINE_STATE_STARTING\x10\x01\x12\x18\n\x14\x45NGINE_STATE_SERVING\x10\x02\x12\x1b\n\x17\x45NGINE_STATE_RESTARTING\x10\x03\x12\x17\n\x13\x45NGINE_STATE_FAILED\x10\x04\x32\xad\x01\n\x0eRuntimeService\x12\x44\n\tGetStatus\x12\x1a.optiq.v1.GetStatusRequest\x1a\x1b.optiq.v1.GetStatusResponse\x12U\n\x0eWatchTelemetry\x12\x1f.optiq.v1.WatchTelemetryRequest\x1a .optiq.v1.WatchTelemetryResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'optiq_protos.v1.runtime_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENGINESTATE']._serialized_start=1697
-  _globals['_ENGINESTATE']._serialized_end=1847
-  _globals['_BASESTATUS']._serialized_start=77
-  _globals['_BASESTATUS']._serialized_end=223
-  _globals['_DEVICESTATUS']._serialized_start=225
-  _globals['_DEVICESTATUS']._serialized_end=299
-  _globals['_ENGINESTATUS']._serialized_start=302
-  _globals['_ENGINESTATUS']._serialized_end=794
-  _globals['_LIVEREQUEST']._serialized_start=797
-  _globals['_LIVEREQUEST']._serialized_end=1046
-  _globals['_RUNTIMESTATUS']._serialized_start=1049
-  _globals['_RUNTIMESTATUS']._serialized_end=1499
-  _globals['_GETSTATUSREQUEST']._serialized_start=1501
-  _globals['_GETSTATUSREQUEST']._serialized_end=1519
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1521
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1581
-  _globals['_WATCHTELEMETRYREQUEST']._serialized_start=1583
-  _globals['_WATCHTELEMETRYREQUEST']._serialized_end=1627
-  _globals['_WATCHTELEMETRYRESPONSE']._serialized_start=1629
-  _globals['_WATCHTELEMETRYRESPONSE']._serialized_end=1694
-  _globals['_RUNTIMESERVICE']._serialized_start=1850
-  _globals['_RUNTIMESERVICE']._serialized_end=2023
+  _globals['_ENGINESTATE']._serialized_start=1905
+  _globals['_ENGINESTATE']._serialized_end=2055
+  _globals['_BASESTATUS']._serialized_start=111
+  _globals['_BASESTATUS']._serialized_end=257
+  _globals['_DEVICESTATUS']._serialized_start=259
+  _globals['_DEVICESTATUS']._serialized_end=333
+  _globals['_ENGINESTATUS']._serialized_start=336
+  _globals['_ENGINESTATUS']._serialized_end=959
+  _globals['_LIVEREQUEST']._serialized_start=962
+  _globals['_LIVEREQUEST']._serialized_end=1254
+  _globals['_RUNTIMESTATUS']._serialized_start=1257
+  _globals['_RUNTIMESTATUS']._serialized_end=1707
+  _globals['_GETSTATUSREQUEST']._serialized_start=1709
+  _globals['_GETSTATUSREQUEST']._serialized_end=1727
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1729
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1789
+  _globals['_WATCHTELEMETRYREQUEST']._serialized_start=1791
+  _globals['_WATCHTELEMETRYREQUEST']._serialized_end=1835
+  _globals['_WATCHTELEMETRYRESPONSE']._serialized_start=1837
+  _globals['_WATCHTELEMETRYRESPONSE']._serialized_end=1902
+  _globals['_RUNTIMESERVICE']._serialized_start=2058
+  _globals['_RUNTIMESERVICE']._serialized_end=2231
 # @@protoc_insertion_point(module_scope)

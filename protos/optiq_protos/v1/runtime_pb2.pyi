@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from optiq_protos.v1 import generation_pb2 as _generation_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -54,7 +55,7 @@ class DeviceStatus(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., compute: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class EngineStatus(_message.Message):
-    __slots__ = ("state", "message", "pid", "restarts", "active_rows", "queued_requests", "resident_adapters", "adapter_bytes", "kv_cache_bytes", "active_memory_bytes", "peak_memory_bytes", "tokens_per_second", "generated_tokens", "max_adapters_in_one_step", "kv_cache", "kv_bytes_per_token", "adapter_budget_bytes", "adapter_evictions", "waiting_for_room")
+    __slots__ = ("state", "message", "pid", "restarts", "active_rows", "queued_requests", "resident_adapters", "adapter_bytes", "kv_cache_bytes", "active_memory_bytes", "peak_memory_bytes", "tokens_per_second", "generated_tokens", "max_adapters_in_one_step", "kv_cache", "kv_bytes_per_token", "kv_budget_bytes", "prefix_cache_bytes", "prefix_cache_entries", "prefix_hits", "prefix_hit_tokens", "adapter_budget_bytes", "adapter_evictions", "waiting_for_room")
     STATE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +72,11 @@ class EngineStatus(_message.Message):
     MAX_ADAPTERS_IN_ONE_STEP_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    KV_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHE_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HITS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     WAITING_FOR_ROOM_FIELD_NUMBER: _ClassVar[int]
@@ -90,13 +96,18 @@ class EngineStatus(_message.Message):
     max_adapters_in_one_step: int
     kv_cache: str
     kv_bytes_per_token: float
+    kv_budget_bytes: int
+    prefix_cache_bytes: int
+    prefix_cache_entries: int
+    prefix_hits: int
+    prefix_hit_tokens: int
     adapter_budget_bytes: int
     adapter_evictions: int
     waiting_for_room: int
-    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., active_rows: _Optional[int] = ..., queued_requests: _Optional[int] = ..., resident_adapters: _Optional[int] = ..., adapter_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., active_memory_bytes: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., max_adapters_in_one_step: _Optional[int] = ..., kv_cache: _Optional[str] = ..., kv_bytes_per_token: _Optional[float] = ..., adapter_budget_bytes: _Optional[int] = ..., adapter_evictions: _Optional[int] = ..., waiting_for_room: _Optional[int] = ...) -> None: ...
+    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., active_rows: _Optional[int] = ..., queued_requests: _Optional[int] = ..., resident_adapters: _Optional[int] = ..., adapter_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., active_memory_bytes: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., max_adapters_in_one_step: _Optional[int] = ..., kv_cache: _Optional[str] = ..., kv_bytes_per_token: _Optional[float] = ..., kv_budget_bytes: _Optional[int] = ..., prefix_cache_bytes: _Optional[int] = ..., prefix_cache_entries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., adapter_budget_bytes: _Optional[int] = ..., adapter_evictions: _Optional[int] = ..., waiting_for_room: _Optional[int] = ...) -> None: ...
 
 class LiveRequest(_message.Message):
-    __slots__ = ("request_id", "tenant", "requested_adapter", "adapter_digest", "phase", "completion_tokens", "tokens_per_second", "time_to_first_token_ms", "start_time")
+    __slots__ = ("request_id", "tenant", "requested_adapter", "adapter_digest", "phase", "completion_tokens", "tokens_per_second", "time_to_first_token_ms", "start_time", "adapters")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     REQUESTED_ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +117,7 @@ class LiveRequest(_message.Message):
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     TIME_TO_FIRST_TOKEN_MS_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     requested_adapter: str
@@ -115,7 +127,8 @@ class LiveRequest(_message.Message):
     tokens_per_second: float
     time_to_first_token_ms: float
     start_time: _timestamp_pb2.Timestamp
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., requested_adapter: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., phase: _Optional[str] = ..., completion_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., time_to_first_token_ms: _Optional[float] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    adapters: _containers.RepeatedCompositeFieldContainer[_generation_pb2.ServedAdapter]
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., requested_adapter: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., phase: _Optional[str] = ..., completion_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., time_to_first_token_ms: _Optional[float] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., adapters: _Optional[_Iterable[_Union[_generation_pb2.ServedAdapter, _Mapping]]] = ...) -> None: ...
 
 class RuntimeStatus(_message.Message):
     __slots__ = ("version", "pid", "start_time", "home_path", "adapters_path", "base", "device", "engine", "adapter_count", "quarantined_adapter_count", "queued_jobs", "running_job", "requests", "process_memory_bytes", "memory_limit_bytes")

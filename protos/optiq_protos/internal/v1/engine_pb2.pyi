@@ -71,6 +71,14 @@ class UnloadAdapterResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class AdapterPart(_message.Message):
+    __slots__ = ("digest", "weight")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    weight: float
+    def __init__(self, digest: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+
 class ProbeAdaptersRequest(_message.Message):
     __slots__ = ("digests",)
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
@@ -91,9 +99,8 @@ class ProbeAdaptersResponse(_message.Message):
     def __init__(self, differences: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "adapter_digest", "adapter_scale", "messages", "raw_text", "token_ids", "sampling", "max_tokens", "stop")
+    __slots__ = ("request_id", "adapter_scale", "messages", "raw_text", "token_ids", "sampling", "max_tokens", "stop", "adapters", "cache_namespace")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    ADAPTER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_SCALE_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     RAW_TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -101,8 +108,9 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
-    adapter_digest: str
     adapter_scale: float
     messages: _generation_pb2.ChatMessages
     raw_text: str
@@ -110,7 +118,9 @@ class GenerateRequest(_message.Message):
     sampling: _generation_pb2.SamplingParams
     max_tokens: int
     stop: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_id: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., adapter_scale: _Optional[float] = ..., messages: _Optional[_Union[_generation_pb2.ChatMessages, _Mapping]] = ..., raw_text: _Optional[str] = ..., token_ids: _Optional[_Union[_generation_pb2.TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ...) -> None: ...
+    adapters: _containers.RepeatedCompositeFieldContainer[AdapterPart]
+    cache_namespace: str
+    def __init__(self, request_id: _Optional[str] = ..., adapter_scale: _Optional[float] = ..., messages: _Optional[_Union[_generation_pb2.ChatMessages, _Mapping]] = ..., raw_text: _Optional[str] = ..., token_ids: _Optional[_Union[_generation_pb2.TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[_Union[AdapterPart, _Mapping]]] = ..., cache_namespace: _Optional[str] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("queued", "started", "chunk", "finished")
@@ -129,7 +139,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("active_rows", "queued_requests", "resident_adapters", "adapter_bytes", "kv_cache_bytes", "active_memory_bytes", "peak_memory_bytes", "tokens_per_second", "generated_tokens", "max_adapters_in_one_step", "kv_cache", "kv_bytes_per_token")
+    __slots__ = ("active_rows", "queued_requests", "resident_adapters", "adapter_bytes", "kv_cache_bytes", "active_memory_bytes", "peak_memory_bytes", "tokens_per_second", "generated_tokens", "max_adapters_in_one_step", "kv_cache", "kv_bytes_per_token", "kv_budget_bytes", "prefix_cache_bytes", "prefix_cache_entries", "prefix_hits", "prefix_hit_tokens")
     ACTIVE_ROWS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +152,11 @@ class GetStatusResponse(_message.Message):
     MAX_ADAPTERS_IN_ONE_STEP_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    KV_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHE_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HITS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     active_rows: int
     queued_requests: int
     resident_adapters: int
@@ -154,4 +169,9 @@ class GetStatusResponse(_message.Message):
     max_adapters_in_one_step: int
     kv_cache: str
     kv_bytes_per_token: float
-    def __init__(self, active_rows: _Optional[int] = ..., queued_requests: _Optional[int] = ..., resident_adapters: _Optional[int] = ..., adapter_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., active_memory_bytes: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., max_adapters_in_one_step: _Optional[int] = ..., kv_cache: _Optional[str] = ..., kv_bytes_per_token: _Optional[float] = ...) -> None: ...
+    kv_budget_bytes: int
+    prefix_cache_bytes: int
+    prefix_cache_entries: int
+    prefix_hits: int
+    prefix_hit_tokens: int
+    def __init__(self, active_rows: _Optional[int] = ..., queued_requests: _Optional[int] = ..., resident_adapters: _Optional[int] = ..., adapter_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., active_memory_bytes: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., max_adapters_in_one_step: _Optional[int] = ..., kv_cache: _Optional[str] = ..., kv_bytes_per_token: _Optional[float] = ..., kv_budget_bytes: _Optional[int] = ..., prefix_cache_bytes: _Optional[int] = ..., prefix_cache_entries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ...) -> None: ...
