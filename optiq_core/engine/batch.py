@@ -63,6 +63,7 @@ class Batch:
         self._fresh: dict[Row, RowAdapters] = {}
         self._waves: deque[Wave] = deque()
         self._fresh_first = True
+        self._ended: list[tuple[Row, list[int], list[Any]]] = []
         self._decoding = GenerationBatch.empty(self._model, greedy_sampler)
         self._wired_limit = maybe_set_recommended_wired_limit()
 
@@ -110,14 +111,23 @@ class Batch:
         for response in self._decoding.next():
             drawn.append(Drawn(response.uid, response.token, response.finish_reason))
             if response.prompt_cache is not None:
-                self._store(response.uid, response.all_tokens, response.prompt_cache)
+                self._ended.append((response.uid, response.all_tokens, response.prompt_cache))
         return drawn
 
     def remember(self, row: Row) -> None:
-        """Keep the caches of a row that decodes, for a prompt that goes on from its answer."""
-        if row in self._decoding.uids:
+        """Note the caches of a row that decodes and is about to be removed, for :meth:`keep_ended`."""
+        if self._prefixes.max_bytes and row in self._decoding.uids:
             index = self._decoding.uids.index(row)
-            self._store(row, self._decoding.tokens[index], self._decoding.extract_cache(index))
+            self._ended.append((row, self._decoding.tokens[index], self._decoding.extract_cache(index)))
+
+    def keep_ended(self) -> None:
+        """Keep the caches of rows that ended, for prompts that go on from their answers.
+
+        Waits for the step that is being computed, so its tokens should be handed out first.
+        """
+        ended, self._ended = self._ended, []
+        for row, tokens, caches in ended:
+            self._store(row, tokens, caches)
 
     def prefill(self, budget: int, begun: Callable[[Row], None]) -> int:
         """Process up to ``budget`` tokens of prompts, padding included; rows whose prompts end start decoding.

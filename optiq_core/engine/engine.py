@@ -277,6 +277,7 @@ class Engine:
         drawn = batch.decode()
         if drawn:
             self._hand_out(batch, drawn)
+            batch.keep_ended()
         tokens = batch.prefill(self._pace.chunk(decoding=decoding), self._begun)
         self._pace.observe(time.perf_counter() - began, prompt_tokens=tokens, decoding=decoding)
 

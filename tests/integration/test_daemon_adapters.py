@@ -56,6 +56,55 @@ def test_an_adapter_changes_the_answer(daemon: Daemon, client: Client) -> None:
     assert client.generate(PROMPT, adapter="loud", adapter_scale=0, max_tokens=8).read() == base
 
 
+def test_a_blend_is_served_by_all_of_its_adapters(daemon: Daemon, client: Client) -> None:
+    for index, name in enumerate(("polite", "brief")):
+        write_adapter(daemon.drop / name, seed=30 + index, rank=16, layers=tuple(range(20, 30)))
+    assert all(in_state(client, name, AdapterState.RESIDENT) for name in ("polite", "brief"))
+    with client.generate(PROMPT, adapters={"polite": 0.8, "brief": -0.4}, adapter_scale=0.5, max_tokens=200) as blend:
+        events = blend.events()
+        started = next(event for event in events if isinstance(event, Started))
+        digests = {name: client.adapters.get(name).digest for name in ("polite", "brief")}
+        assert [(a.name.rpartition("/")[2], a.digest, a.weight) for a in started.adapters] == [
+            ("polite", digests["polite"], 0.4),
+            ("brief", digests["brief"], -0.2),
+        ]
+        assert started.adapter == started.adapter_digest == ""
+        (live,) = [one for one in client.runtime.status().requests if one.request_id == started.request_id]
+        assert live.requested_adapter == "polite=0.8, brief=-0.4"
+        assert live.adapters == started.adapters
+        assert {client.adapters.get(name).active_leases for name in digests} == {1}
+        blend.cancel()
+    assert eventually(lambda: {client.adapters.get(name).active_leases for name in digests} == {0})
+    base = client.generate(PROMPT, max_tokens=8).read()
+    assert client.generate(PROMPT, adapters={"polite": 0, "brief": 0}, max_tokens=8).read() == base
+    one = client.generate(PROMPT, adapter="polite", max_tokens=8).read()
+    assert client.generate(PROMPT, adapters={"polite": 1, "brief": 0}, max_tokens=8).read() == one
+    with pytest.raises(NotFound):
+        client.generate(PROMPT, adapters={"polite": 1, "nobody": 1}).read()
+    assert {client.adapters.get(name).active_leases for name in digests} == {0}
+
+
+def test_a_conversation_does_not_compute_its_beginning_again(daemon: Daemon, client: Client) -> None:
+    write_adapter(daemon.drop / "reader", seed=40)
+    assert in_state(client, "reader", AdapterState.RESIDENT)
+    system = {"role": "system", "content": "You answer questions about the sea, briefly and in plain words. " * 5}
+
+    def ask(question: str, **kwargs: str) -> Started:
+        turns = [system, {"role": "user", "content": question}]
+        with client.generate(turns, max_tokens=2, **kwargs) as generation:
+            generation.read()
+            assert generation.started is not None and generation.finished is not None
+            assert generation.finished.usage.cached_tokens == generation.started.cached_tokens
+            return generation.started
+
+    first = ask("What is a tide?", adapter="reader")
+    assert first.cached_tokens == 0
+    assert ask("Why is it blue?", adapter="reader").cached_tokens > first.prompt_tokens - 20
+    assert ask("Why is it blue?").cached_tokens == 0, "the base computes other values"
+    engine = client.runtime.status().engine
+    assert engine.prefix_hits >= 1 and engine.prefix_cache_bytes > 0 and engine.kv_budget_bytes > 0
+
+
 def test_a_second_copy_is_a_new_version_and_streams_keep_theirs(daemon: Daemon, client: Client) -> None:
     write_adapter(daemon.drop / "versions", seed=3)
     assert in_state(client, "versions", AdapterState.RESIDENT)

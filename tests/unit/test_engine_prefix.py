@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
 from optiq_core.engine.engine import Engine
+from optiq_core.engine.memory import row_cost
 from optiq_core.engine.prefix import MIN_TOKENS, PrefixCache
+from optiq_core.kv.config import parse_uniform
+from optiq_core.kv.factory import plan_caches
 from tests.unit.engine_run import Run, request
 from tests.unit.tiny import tiny_base, tiny_model, write_mlx_adapter
 
@@ -168,3 +171,27 @@ def test_a_version_that_comes_back_is_served_by_its_own_entries_only(engine: Eng
     after.wait()
     assert after.cached == len(prompt) - 1
     assert after.ids == before.ids != other.ids
+
+
+@pytest.mark.parametrize("kind", ["turboquant:4", "turboquant:3.5"])
+def test_compressed_caches_are_kept_and_trimmed_like_others(kind: str) -> None:
+    base = tiny_base()
+    plan = plan_caches(base.model, parse_uniform(kind))
+    assert row_cost(base.model, plan).per_token == pytest.approx(plan.bytes_per_token, rel=0.01)
+    engine = Engine(base, max_batch=4, prefill_chunk=16, prefix_cache_bytes=10_000_000, new_cache=plan)
+    engine.start()
+    try:
+        runs = {}
+        for name in ("warm", "cold"):
+            for i in range(3):
+                space = "shared" if name == "warm" else str(i)
+                one = request(f"{name}{i}", (*SYSTEM, 50 + i, 9), namespace=space, max_tokens=20)
+                runs[name, i] = Run(engine, one)
+        for run in runs.values():
+            run.wait()
+        assert sorted(runs["warm", i].cached for i in range(3)) == [0, len(SYSTEM), len(SYSTEM)]
+        for i in range(3):
+            assert runs["cold", i].cached == 0
+            assert runs["warm", i].ids == runs["cold", i].ids
+    finally:
+        engine.close()

@@ -52,8 +52,11 @@ def _print_summary(status: Status) -> None:
             f"{engine.queued_requests} queued  at most {engine.max_adapters_in_one_step} adapters in one step",
             "memory": f"{humanize.size(status.process_memory_bytes)} of {humanize.size(status.memory_limit_bytes)}  "
             f"adapters {humanize.size(engine.adapter_bytes)}",
-            "kv cache": f"{humanize.size(engine.kv_cache_bytes)}  {engine.kv_cache or 'float'}"
+            "kv cache": f"{humanize.size(engine.kv_cache_bytes)} of {humanize.size(engine.kv_budget_bytes)}  "
+            f"{engine.kv_cache or 'float'}"
             + (f"  {humanize.size(int(engine.kv_bytes_per_token))} a token" if engine.kv_bytes_per_token else ""),
+            "prefixes": f"{humanize.size(engine.prefix_cache_bytes)}  {engine.prefix_cache_entries} kept  "
+            f"{engine.prefix_hits} hits  {engine.prefix_hit_tokens} tokens not computed again",
             "adapters": f"{status.adapter_count}, {engine.resident_adapters} resident"
             + (f", {quarantined} quarantined" if quarantined else ""),
             "jobs": f"{status.queued_jobs} queued{running}",
