@@ -88,9 +88,10 @@ DESCRIPTIONS: dict[str, str] = {
     "load_in": "Quantize an unquantized base at load: 4bit, 6bit, 8bit or mxfp4; empty for as it is.",
     "address": "Where clients connect: empty for the Unix socket in the home's run folder, "
     "unix:/path for another one, or host:port for TCP; other machines may reach it only with TLS and tokens.",
-    "http_host": "Loopback address of the HTTP gateway.",
+    "http_host": "Address of the HTTP gateway; other machines may reach it only with TLS and tokens.",
     "http_port": "Port of the HTTP gateway (OpenAI's and Anthropic's APIs, metrics); 0 for none.",
-    "tls": "TLS of a TCP address: off, generate (a certificate in the home's tls folder), or files.",
+    "tls": "TLS of a TCP address, and of an HTTP address that is not loopback: off, generate (a certificate in the "
+    "home's tls folder), or files.",
     "tls_certificate": "With tls = files: PEM file with the certificate chain.",
     "tls_private_key": "With tls = files: PEM file with the private key.",
     "tls_client_ca": "PEM file; clients on TCP must then show a certificate that it signed (mTLS).",
@@ -271,10 +272,10 @@ def _check_http(settings: Settings, origins: Mapping[str, str]) -> None:
     where = f"{origins['http_host']}: http_host {settings.http_host!r}"
     if not settings.http_port and origins["http_host"] != "default":
         raise ConfigError(f"{where}: the HTTP gateway has no port; add one, for example --port 8080")
-    if not _is_loopback(settings.http_host):
+    if settings.tls == "off" and not _is_loopback(settings.http_host):
         raise ConfigError(
-            f"{where}: other machines could reach it, and the HTTP gateway has no TLS; "
-            "use a loopback address such as 127.0.0.1, ::1 or localhost"
+            f"{where}: other machines could reach it, which needs TLS and tokens; set tls to generate or files, "
+            "or use a loopback address such as 127.0.0.1, ::1 or localhost"
         )
 
 
@@ -282,6 +283,11 @@ def is_public(settings: Settings) -> bool:
     """Whether other machines could reach the address."""
     address = settings.address
     return bool(address) and not address.startswith("unix:") and not _is_loopback(address.rpartition(":")[0])
+
+
+def http_is_public(settings: Settings) -> bool:
+    """Whether other machines could reach the HTTP gateway, which then has TLS."""
+    return settings.http_port != 0 and not _is_loopback(settings.http_host)
 
 
 def _check_tls(settings: Settings, origins: Mapping[str, str]) -> None:

@@ -26,7 +26,7 @@ from grpc_reflection.v1alpha import reflection
 from optiq_client import paths
 from optiq_core.errors import OptiqError
 from optiq_daemon.app import VERSION, App
-from optiq_daemon.config import ConfigError, Configuration, Settings, bind_address, is_public
+from optiq_daemon.config import ConfigError, Configuration, Settings, bind_address, http_is_public, is_public
 from optiq_daemon.gateway.server import HttpServer
 from optiq_daemon.interceptor import MAX_REQUEST_BYTES, ErrorInterceptor
 from optiq_daemon.logs import log_request
@@ -130,11 +130,8 @@ async def _serve(settings: Settings, mounts: dict[AdapterKey, Path]) -> str:
     stopping = _signals()
     health = health_aio.HealthServicer()
     server = _server(app, health)
-    if is_public(settings) and not app.tenants.tokens.any():
-        raise ConfigError(
-            f"address {settings.address!r}: other machines could reach it, and there is no token yet; start once "
-            "without an address, make one with 'optiq tenants token TENANT', then start again"
-        )
+    if not app.tenants.tokens.any():
+        _refuse_public(settings)
     address = _bind(server, settings)
     http = HttpServer(app, settings) if settings.http_port else None
     app.generations.observe(log_request)
@@ -169,6 +166,17 @@ async def _serve(settings: Settings, mounts: dict[AdapterKey, Path]) -> str:
             await asyncio.to_thread(tracing.close)
     log.info("stopped")
     return failure
+
+
+def _refuse_public(settings: Settings) -> None:
+    """Refuse addresses that other machines reach: nobody could tell callers apart yet."""
+    addresses = {f"address {settings.address!r}": is_public(settings)}
+    addresses[f"http_host {settings.http_host!r}"] = http_is_public(settings)
+    for address in (address for address, public in addresses.items() if public):
+        raise ConfigError(
+            f"{address}: other machines could reach it, and there is no token yet; start once without it, make one "
+            "with 'optiq tenants token TENANT', then start again"
+        )
 
 
 def _server(app: App, health: health_aio.HealthServicer) -> Any:

@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,17 @@ def server_credentials(settings: Settings) -> Any:
     """
     if settings.tls == "off":
         return None
-    if settings.tls == "generate":
-        certificate, key = generated(settings.home_path, settings.address.rpartition(":")[0])
-    else:
-        certificate, key = Path(settings.tls_certificate), Path(settings.tls_private_key)
+    certificate, key = certificate_files(settings)
     clients = _read(Path(settings.tls_client_ca), "tls_client_ca") if settings.tls_client_ca else None
     pair = _read(key, "tls_private_key"), _read(certificate, "tls_certificate")
     return grpc.ssl_server_credentials([pair], root_certificates=clients, require_client_auth=clients is not None)
+
+
+def certificate_files(settings: Settings) -> tuple[Path, Path]:
+    """Certificate and key that `tls` means, for gRPC and HTTP alike; made if they are the daemon's own."""
+    if settings.tls == "files":
+        return Path(settings.tls_certificate), Path(settings.tls_private_key)
+    return generated(settings.home_path, settings.address.rpartition(":")[0], settings.http_host)
 
 
 def certificate_path(home: Path) -> Path:
@@ -39,22 +44,20 @@ def certificate_path(home: Path) -> Path:
     return home / "tls" / "certificate.pem"
 
 
-def generated(home: Path, host: str) -> tuple[Path, Path]:
+def generated(home: Path, *hosts: str) -> tuple[Path, Path]:
     """Certificate and key in the home's `tls` folder; made if missing, nearly over, or for other names."""
     certificate, key = certificate_path(home), home / "tls" / "private-key.pem"
-    names = _names(host)
+    names = _names(hosts)
     if not (key.is_file() and certificate.is_file() and _still_good(certificate, names)):
         certificate.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make(certificate, key, names)
     return certificate, key
 
 
-def _names(host: str) -> list[str]:
-    bare = host.strip("[]")
+def _names(hosts: Iterable[str]) -> list[str]:
     names = ["localhost", "127.0.0.1", "::1", socket.gethostname()]
     # An address that means every interface is no name that anybody dials.
-    if bare and bare not in ("0.0.0.0", "::"):
-        names.append(bare)
+    names += [bare for host in hosts if (bare := host.strip("[]")) not in ("", "0.0.0.0", "::", "unix")]
     return list(dict.fromkeys(names))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anthropic
@@ -300,8 +301,55 @@ def test_what_no_client_sends(url: str) -> None:
     assert rebound.status_code == 403 and rebound.json()["error"]["code"] == "host_not_allowed"
 
 
-def test_a_port_in_use_is_named(gateway: Daemon, url: str, another_daemon: object, tmp_path: Path) -> None:
-    second = another_daemon("--port", url.rpartition(":")[2])  # type: ignore[operator]
+def test_a_port_in_use_is_named(gateway: Daemon, url: str, another_daemon: Callable[..., Daemon]) -> None:
+    second = another_daemon("--port", url.rpartition(":")[2])
     second.start(wait=False).close()
-    assert second.process.wait(60) == 1
+    assert second.process is not None and second.process.wait(60) == 1
     assert "cannot listen on http://127.0.0.1:" in second.output()
+
+
+def test_without_a_token_other_machines_are_refused(another_daemon: Callable[..., Daemon]) -> None:
+    for options, words in (((), "needs TLS and tokens"), (("--tls", "generate"), "there is no token yet")):
+        refused = another_daemon("--host", "0.0.0.0", "--port", str(free_port()), *options)
+        refused.start(wait=False).close()
+        assert refused.process is not None and refused.process.wait(60) == 1
+        assert words in refused.output()
+
+
+def test_keys_are_tenants_tokens(gateway: Daemon, url: str, grpc_client: Client) -> None:
+    """The last test but one: from here on the daemon asks for keys."""
+    grpc_client.tenants.create("acme")
+    _, token = grpc_client.tenants.create_token("acme")
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as stranger:
+        with pytest.raises(openai.AuthenticationError):
+            stranger.models.list()
+        with pytest.raises(openai.AuthenticationError):
+            stranger.chat.completions.create(model=BASE, messages=QUESTION)
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0) as acme:
+        assert [model.id for model in acme.models.list()] == [BASE]
+        for name in ("pirate", "tenants/default/adapters/pirate"):
+            with pytest.raises(openai.NotFoundError):
+                acme.chat.completions.create(model=name, messages=QUESTION)
+        assert acme.chat.completions.create(model=BASE, messages=QUESTION).usage.completion_tokens == 6
+    with anthropic.Anthropic(base_url=url, api_key=token, max_retries=0) as acme_too:
+        assert acme_too.messages.create(model=BASE, max_tokens=2, messages=QUESTION).usage.output_tokens == 2
+    assert httpx.get(f"{url}/metrics").status_code == 401
+    assert httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {token}"}).status_code == 403
+    assert httpx.get(f"{url}/healthz").status_code == 200
+    (gateway.home / "token").write_text(token)
+
+
+def test_other_machines_need_tls_and_a_token(gateway: Daemon, url: str) -> None:
+    assert gateway.stop() == 0
+    gateway.options = (*gateway.options, "--host", "0.0.0.0", "--tls", "generate")
+    gateway.start().close()
+    trusted = ssl.create_default_context(cafile=str(gateway.home / "tls" / "certificate.pem"))
+    secure = url.replace("http:", "https:")
+    with httpx.Client(verify=trusted) as client:
+        assert client.get(f"{secure}/healthz").json()["status"] == "ok"
+        assert client.get(f"{secure}/v1/models").status_code == 401
+        token = (gateway.home / "token").read_text()
+        models = client.get(f"{secure}/v1/models", headers={"authorization": f"Bearer {token}"})
+        assert [model["id"] for model in models.json()["data"]] == [BASE]
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"{url}/healthz")

@@ -15,7 +15,7 @@ _OPTIONS: tuple[tuple[str, str, type, str], ...] = (
     ("load-in", "PRECISION", str, "Quantize an unquantized base at load: 4bit, 6bit, 8bit or mxfp4."),
     ("home", "DIR", str, "Folder of this daemon: sockets, drop folder, store, jobs, logs. One daemon per home."),
     ("address", "ADDR", str, "Also listen here: unix:/path, or host:port for gRPC over TCP (not HTTP)."),
-    ("http-host", "HOST", str, "Loopback address of the HTTP gateway [127.0.0.1]."),
+    ("http-host", "HOST", str, "Address of the HTTP gateway [127.0.0.1]; others than loopback need --tls and tokens."),
     ("http-port", "PORT", int, "Also serve HTTP here: OpenAI's and Anthropic's APIs, /metrics, /healthz."),
     ("tls", "HOW", str, "TLS of a TCP address: off, generate (a certificate in HOME/tls), or files."),
     ("tls-certificate", "FILE", str, "With --tls files: PEM file with the certificate chain."),

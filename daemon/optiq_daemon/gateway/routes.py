@@ -68,8 +68,7 @@ class Gateway:
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
         tenant = tenant_of(request)
-        records = [record for record in self._app.registry.records(tenant) if record.digest]
-        models = [self._base_model(), *(self._adapter_model(record) for record in records)]
+        models = [self._base_model(), *map(self._adapter_model, self._served(tenant))]
         if "anthropic-version" in request.headers:
             models = [_anthropic_model(model) for model in models]
             return Json({"data": models, "has_more": False, "first_id": models[0]["id"], "last_id": models[-1]["id"]})
@@ -79,7 +78,7 @@ class Gateway:
         """GET /v1/models/{id}."""
         tenant, name = tenant_of(request), request.path_params["name"]
         models = [self._base_model()] if name == self._base else []
-        models += [self._adapter_model(r) for r in self._app.registry.records(tenant) if r.digest and r.adapter == name]
+        models += [self._adapter_model(record) for record in self._served(tenant) if record.adapter == name]
         if not models:
             raise NotFoundError("adapter", name[:128], f"there is no model {name[:128]!r}; GET /v1/models lists them")
         return Json(_anthropic_model(models[0]) if "anthropic-version" in request.headers else models[0])
@@ -102,6 +101,14 @@ class Gateway:
         made = shape(body.model, usage=body.usage_wanted, count=len(requests))
         updates = run(self._app.generations.serve, requests)
         return Answer(updates, made, count=len(requests), stream=bool(body.stream))
+
+    def _served(self, tenant: str) -> list[AdapterRecord]:
+        """What a tenant can name: its own adapters, then those that others share under a name that it does not have."""
+        records = {record.adapter: record for record in self._app.registry.records(tenant)}
+        for key in self._app.tenants.shared():
+            if (shared := self._app.registry.find(key)) is not None:
+                records.setdefault(key.adapter, shared)
+        return [record for record in records.values() if record.digest]
 
     def _base_model(self) -> dict[str, Any]:
         return {"id": self._base, "object": "model", "created": int(self._app.start_time), "owned_by": "optiq"}
@@ -137,8 +144,12 @@ class LoopbackOnly:
         await self._app(scope, receive, send)
 
 
-def make_asgi(app: App, metrics: Metrics) -> ASGIApp:
-    """The gateway as an ASGI application."""
+def make_asgi(app: App, metrics: Metrics, *, loopback: bool) -> ASGIApp:
+    """The gateway as an ASGI application.
+
+    Args:
+        loopback: only this machine is to reach it.
+    """
     gateway = Gateway(app, metrics)
     routes = [
         _route("/v1/chat/completions", gateway.chat_completions, "POST"),
@@ -151,7 +162,7 @@ def make_asgi(app: App, metrics: Metrics) -> ASGIApp:
     ]
     served = Starlette(routes=routes, exception_handlers={HTTPException: _http_problem, Exception: _problem})
     served.state.gatekeeper = app.gatekeeper
-    return LoopbackOnly(served)
+    return LoopbackOnly(served) if loopback else served
 
 
 def _route(path: str, handler: Callable[[Request], Awaitable[Any]], method: str) -> Route:
