@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from optiq_core.base import LoadedBase
     from optiq_core.engine.engine import Engine
-    from optiq_core.engine.types import Event, Finished
+    from optiq_core.engine.types import Event, Finished, TokenLogprob
     from optiq_core.kv.factory import CachePlan
 
 log = logging.getLogger("optiq.engine")
@@ -197,7 +197,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
                 event = await events.get()
                 if isinstance(event, Failed):
                     raise errors.UnavailableError(event.message, reason="ENGINE_STEP_FAILED")
-                yield _response(event)
+                yield _response(event, base)
                 if isinstance(event, Finished):
                     return
         except NotLoadedError as error:
@@ -270,6 +270,7 @@ def _engine_request(request: pb.GenerateRequest, base: LoadedBase) -> Any:
         namespace=request.cache_namespace,
         max_tokens=min(request.max_tokens, room),
         stop=tuple(request.stop),
+        top_logprobs=request.top_logprobs if request.HasField("top_logprobs") else None,
         sampling=Sampling(
             temperature=sampling.temperature,
             top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
@@ -295,7 +296,7 @@ def _tokens(request: pb.GenerateRequest, base: LoadedBase) -> list[int]:
         raise errors.InvalidRequestError.of("messages", f"the chat template refused them: {error}") from None
 
 
-def _response(event: Event) -> pb.GenerateResponse:
+def _response(event: Event, base: LoadedBase) -> pb.GenerateResponse:
     from optiq_core.engine.types import Finished, Queued, Started, Tokens
 
     match event:
@@ -305,12 +306,23 @@ def _response(event: Event) -> pb.GenerateResponse:
             return pb.GenerateResponse(
                 started=generation_pb2.Started(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens)
             )
-        case Tokens(ids, text):
-            return pb.GenerateResponse(chunk=generation_pb2.Chunk(text=text, token_ids=ids))
+        case Tokens(ids, text, logprobs):
+            told = [_logprob(one, base) for one in logprobs]
+            return pb.GenerateResponse(chunk=generation_pb2.Chunk(text=text, token_ids=ids, logprobs=told))
         case Finished():
             return pb.GenerateResponse(finished=_finished(event))
         case _:
             raise TypeError(f"unknown event {type(event).__name__}")
+
+
+def _logprob(told: TokenLogprob, base: LoadedBase) -> generation_pb2.TokenLogprob:
+    decode = base.tokenizer.decode
+    return generation_pb2.TokenLogprob(
+        id=told.token,
+        text=decode([told.token]),
+        logprob=told.logprob,
+        top=[generation_pb2.TopLogprob(id=id, text=decode([id]), logprob=logprob) for id, logprob in told.top],
+    )
 
 
 def _finished(event: Finished) -> generation_pb2.Finished:

@@ -153,6 +153,7 @@ class Generations:
             sampling=sampling,
             max_tokens=request.max_tokens or self._default_max_tokens,
             stop=request.stop,
+            top_logprobs=request.top_logprobs if request.HasField("top_logprobs") else None,
         )
         kind = request.WhichOneof("input")
         if kind == "prompt":

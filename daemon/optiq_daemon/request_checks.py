@@ -13,6 +13,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_REQUEST_ID = 128
 MAX_SCALE = 1000.0
+MAX_TOP_LOGPROBS = 20
 MAX_BLEND = 16
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -52,6 +53,8 @@ def check_request(request: generation_pb2.GenerateRequest) -> CheckedRequest:
         _check_factor("adapter_scale", request.adapter_scale, wrong)
     wrong += _input_violations(request)
     wrong += _sampling_violations(request.sampling)
+    if not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
+        wrong.append(("top_logprobs", f"must be 0 to {MAX_TOP_LOGPROBS}, is {request.top_logprobs}"))
     if request.max_tokens < 0:
         wrong.append(("max_tokens", f"must be 0 (for the default) or more, is {request.max_tokens}"))
     if len(request.stop) > MAX_STOP_STRINGS:

@@ -19,6 +19,8 @@ from ..adapters.bank import AdapterBank, SlotHandle
 from .prefix import PrefixCache, common_prefix
 from .row import Row
 from .rows import MixedAdapterModel, RowAdapters
+from .sampling import token_logprob
+from .types import TokenLogprob
 from .wave import NewRow, Wave
 
 CacheFactory = Callable[[nn.Module], list[Any]]
@@ -34,6 +36,7 @@ class Drawn(NamedTuple):
     row: Row
     token: int
     finish_reason: str | None
+    logprobs: TokenLogprob | None = None
 
 
 class Batch:
@@ -109,7 +112,9 @@ class Batch:
         """Draw a token for every row that is past its prompt. A row stays until it is removed."""
         drawn = []
         for response in self._decoding.next():
-            drawn.append(Drawn(response.uid, response.token, response.finish_reason))
+            top = response.uid.request.top_logprobs
+            told = None if top is None else token_logprob(response.logprobs, response.token, top)
+            drawn.append(Drawn(response.uid, response.token, response.finish_reason, told))
             if response.prompt_cache is not None:
                 self._ended.append((response.uid, response.all_tokens, response.prompt_cache))
         return drawn

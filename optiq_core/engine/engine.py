@@ -288,12 +288,12 @@ class Engine:
 
     def _hand_out(self, batch: Batch, drawn: list[Drawn]) -> None:
         now = time.perf_counter()
-        adapters = len({row.adapters for row, _, _ in drawn})
+        adapters = len({one.row.adapters for one in drawn})
         self._max_adapters = max(self._max_adapters, adapters)
         self._meter.count(now, len(drawn))
-        for row, token, finish_reason in drawn:
+        for row, token, finish_reason, logprobs in drawn:
             row.shared_step(len(drawn), adapters)
-            reason = row.take(token, finish_reason, now)
+            reason = row.take(token, finish_reason, now, logprobs)
             if reason is not None:
                 if finish_reason is None:
                     batch.remember(row)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .text import TextStream
-from .types import EngineRequest, Finished, Reason, Sink, Tokens
+from .types import EngineRequest, Finished, Reason, Sink, TokenLogprob, Tokens
 
 
 @dataclass(eq=False)
@@ -51,13 +51,16 @@ class Row:
         self.max_rows = max(self.max_rows, rows)
         self.max_adapters = max(self.max_adapters, adapters)
 
-    def take(self, token: int, finish_reason: str | None, now: float) -> Reason | None:
+    def take(
+        self, token: int, finish_reason: str | None, now: float, logprobs: TokenLogprob | None = None
+    ) -> Reason | None:
         """Hand out a token of the batch.
 
         Args:
             token: what the batch drew.
             finish_reason: the batch's: None, "length", or "stop" where the token ended the turn.
             now: when the step ended.
+            logprobs: the token's, if the request asked for them.
 
         Returns:
             Why the row ends with this token; None if it goes on.
@@ -69,7 +72,7 @@ class Row:
             self.last_token = now
             self.completion_tokens += 1
             text, stopped = self.text.push(token)
-            self.sink(Tokens((token,), text))
+            self.sink(Tokens((token,), text, (logprobs,) if logprobs is not None else ()))
         if stopped:
             return Reason.STOP_STRING
         if finish_reason is None:

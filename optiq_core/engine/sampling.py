@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable
+from typing import cast
 
 import mlx.core as mx
 from mlx_lm.sample_utils import greedy_sampler
 
-from .types import Sampling
+from .types import Sampling, TokenLogprob
 
 _MASK = (1 << 64) - 1
 # Odd constant of splitmix64: successive steps of one seed get unrelated keys.
@@ -61,3 +62,21 @@ def restrict(logprobs: mx.array, sampling: Sampling) -> mx.array:
             allowed &= mx.arange(vocabulary) < sampling.top_k
         keep &= mx.put_along_axis(mx.zeros_like(allowed), order, allowed, axis=-1)
     return mx.where(keep, logprobs, -math.inf)
+
+
+def token_logprob(logprobs: mx.array, token: int, top: int) -> TokenLogprob:
+    """Read a token's log-probability, and those of the most likely tokens.
+
+    Args:
+        logprobs: [vocabulary], normalised.
+        token: the one that was drawn.
+        top: how many of the most likely ones.
+    """
+    best: list[tuple[int, float]] = []
+    if top:
+        top = min(top, logprobs.shape[-1])
+        ids = mx.argpartition(-logprobs, kth=top - 1)[:top]
+        # Equal ones in the order of their ids.
+        pairs = zip(cast("list[int]", ids.tolist()), cast("list[float]", logprobs[ids].tolist()), strict=True)
+        best = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+    return TokenLogprob(token, cast("float", logprobs[token].item()), tuple(best))

@@ -39,6 +39,7 @@ class EngineRequest:
         namespace: whose prompts this one may share caches with; opaque.
         max_tokens: tokens to generate at most, at least one.
         stop: texts before which generation ends.
+        top_logprobs: tell every token's log-probability, and so many of the most likely ones'; None for neither.
     """
 
     request_id: str
@@ -50,6 +51,7 @@ class EngineRequest:
     namespace: str = ""
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
 
     @property
     def parts(self) -> tuple[tuple[str, float], ...]:
@@ -90,11 +92,28 @@ class Started:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token's log-probability under the model's own distribution, before temperature and its like.
+
+    Attributes:
+        top: the most likely tokens in its place with theirs, best first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Tokens:
-    """Generated tokens and the text that they completed, which may be empty inside a character."""
+    """Generated tokens and the text that they completed, which may be empty inside a character.
+
+    ``logprobs`` has one for each token where the request asked for them.
+    """
 
     ids: tuple[int, ...]
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         Started,
         Status,
         Timings,
+        TokenLogprob,
         TrainingConfig,
         Usage,
     )
@@ -160,6 +161,7 @@ __all__ = [
     "TenantUsage",
     "Timings",
     "Tls",
+    "TokenLogprob",
     "TrainingConfig",
     "Unavailable",
     "Usage",

@@ -180,6 +180,7 @@ class AsyncClient:
         seed: int | None = None,
         stop: Sequence[str] = (),
         request_id: str = "",
+        top_logprobs: int | None = None,
         timeout: float | None = None,
     ) -> AsyncGeneration:
         """Start a generation; iterate over the result for its text. Arguments as in ``Client.generate``."""
@@ -198,6 +199,7 @@ class AsyncClient:
             seed=seed,
             stop=stop,
             request_id=request_id,
+            top_logprobs=top_logprobs,
         )
         return AsyncGeneration(self.stream(call, timeout))
 

@@ -91,6 +91,7 @@ def generate(
     seed: int | None,
     stop: Sequence[str],
     request_id: str,
+    top_logprobs: int | None = None,
 ) -> Call[t.GenerationEvent | None]:
     """GenerationService.Generate."""
     # Another tenant's keeps its full name: it may be shared. The request is still this tenant's.
@@ -110,6 +111,7 @@ def generate(
         max_tokens=max_tokens,
         stop=[stop] if isinstance(stop, str) else stop,
         request_id=request_id,
+        top_logprobs=top_logprobs,
     )
     if isinstance(prompt, str):
         if raw:

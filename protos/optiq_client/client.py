@@ -163,6 +163,7 @@ class Client:
         seed: int | None = None,
         stop: Sequence[str] = (),
         request_id: str = "",
+        top_logprobs: int | None = None,
         timeout: float | None = None,
     ) -> Generation:
         """Start a generation; iterate over the result for its text.
@@ -178,6 +179,7 @@ class Client:
             seed: same seed, prompt and adapter: same draw.
             stop: generation ends before the first of these.
             request_id: to find the request in the dashboard.
+            top_logprobs: tell every token's log-probability, and so many of the most likely ones', at most 20.
             timeout: seconds for the whole generation; no limit if None.
         """
         call = calls.generate(
@@ -195,6 +197,7 @@ class Client:
             seed=seed,
             stop=stop,
             request_id=request_id,
+            top_logprobs=top_logprobs,
         )
         return Generation(self.stream(call, timeout))
 

@@ -30,11 +30,17 @@ def _optional_time(message: Any, name: str) -> datetime | None:
     return _time(getattr(message, name)) if message.HasField(name) else None
 
 
+def _logprob(told: generation_pb2.TokenLogprob) -> t.TokenLogprob:
+    top = tuple(t.TokenLogprob(one.id, one.text, one.logprob) for one in told.top)
+    return t.TokenLogprob(told.id, told.text, told.logprob, top)
+
+
 def generation_event(response: generation_pb2.GenerateResponse) -> t.GenerationEvent | None:
     """The event of one stream message; None for a kind that this client does not know."""
     kind = response.WhichOneof("event")
     if kind == "chunk":
-        return t.Chunk(response.chunk.text, tuple(response.chunk.token_ids))
+        told = tuple(_logprob(one) for one in response.chunk.logprobs)
+        return t.Chunk(response.chunk.text, tuple(response.chunk.token_ids), told)
     if kind == "queued":
         return t.Queued(response.queued.position)
     if kind == "started":

@@ -128,6 +128,37 @@ def test_text_completions(gpt: openai.OpenAI) -> None:
     assert tokens.usage.prompt_tokens == 3 and tokens.usage.completion_tokens == 2
 
 
+def test_logprobs(gpt: openai.OpenAI) -> None:
+    asked = {"model": "pirate", "messages": QUESTION, "logprobs": True, "top_logprobs": 2}
+    whole = gpt.chat.completions.create(**asked).choices[0]
+    told = whole.logprobs.content
+    assert len(told) == 6 and "".join(one.token for one in told).startswith(whole.message.content)
+    for one in told:
+        # Greedy: what was drawn is the most likely.
+        assert len(one.top_logprobs) == 2 and one.top_logprobs[0].token == one.token
+        assert 0 >= one.logprob == one.top_logprobs[0].logprob >= one.top_logprobs[1].logprob
+    streamed = [
+        one
+        for chunk in gpt.chat.completions.create(**asked, stream=True)
+        if chunk.choices[0].logprobs
+        for one in chunk.choices[0].logprobs.content
+    ]
+    assert [one.token for one in streamed] == [one.token for one in told]
+    assert [one.logprob for one in streamed] == pytest.approx([one.logprob for one in told], abs=1e-3)
+    text = gpt.completions.create(model=BASE, prompt="1, 2, 3,", max_tokens=3, logprobs=1).choices[0].logprobs
+    assert len(text.tokens) == len(text.token_logprobs) == len(text.top_logprobs) == 3
+    assert text.text_offset == [0, len(text.tokens[0]), len(text.tokens[0] + text.tokens[1])]
+
+
+def test_a_blend_is_what_grpc_answers(gpt: openai.OpenAI, grpc_client: Client) -> None:
+    weights = {"pirate": 0.5}
+    expected = grpc_client.generate(QUESTION[0]["content"], adapters=weights).read()
+    answer = gpt.chat.completions.create(model=BASE, messages=QUESTION, extra_body={"adapters": weights})
+    assert answer.choices[0].message.content == expected
+    with pytest.raises(openai.BadRequestError, match="blend"):
+        gpt.chat.completions.create(model="pirate", messages=QUESTION, extra_body={"adapters": weights})
+
+
 def test_stop_strings_and_limits(gpt: openai.OpenAI) -> None:
     free = gpt.completions.create(model=BASE, prompt="1, 2, 3,", max_tokens=8).choices[0]
     stop = free.text[4:6]
@@ -153,7 +184,9 @@ def test_stop_strings_and_limits(gpt: openai.OpenAI) -> None:
         ({"model": "../escape"}, "model"),
         ({"model": ""}, "model"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"extra_body": {"adapters": {"pirate": "much"}}}, "adapters[...]"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"extra_body": {"temprature": 1}}, "temprature"),

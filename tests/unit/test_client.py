@@ -56,7 +56,7 @@ BatchStats Cancelled ChangeType Chunk Client ConnectionFailed CredentialsError D
 EngineState Event FailedPrecondition FinishReason Finished Generation GenerationEvent HealthStatus InvalidRequest Job
 JobState JobUpdate LiveRequest Message NotFound OptiqClientError PermissionDenied Progress QuarantineReason Queued
 RankScaling ResourceExhausted ServedAdapter ServerError Started Status Stream Tenant TenantLoad TenantQuotas TenantRole
-TenantToken TenantUsage Timings Tls TrainingConfig Unavailable Usage Violation
+TenantToken TenantUsage Timings Tls TokenLogprob TrainingConfig Unavailable Usage Violation
 """
 
 

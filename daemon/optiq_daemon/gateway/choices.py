@@ -18,6 +18,7 @@ class Choice:
     """What one generation has told so far."""
 
     text: list[str] = field(default_factory=list)
+    logprobs: list[pb.TokenLogprob] = field(default_factory=list)
     started: pb.Started | None = None
     finished: pb.Finished | None = None
 
@@ -26,6 +27,7 @@ class Choice:
         kind = response.WhichOneof("event")
         if kind == "chunk":
             self.text.append(response.chunk.text)
+            self.logprobs.extend(response.chunk.logprobs)
         elif kind == "started":
             self.started = response.started
         elif kind == "finished":

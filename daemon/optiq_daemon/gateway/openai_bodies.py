@@ -9,6 +9,7 @@ import msgspec
 from optiq_daemon.errors import InvalidRequestError
 from optiq_daemon.gateway.bodies import MAX_CHOICES, Count, TopK, refuse
 from optiq_daemon.gateway.names import adapter_of
+from optiq_daemon.request_checks import MAX_TOP_LOGPROBS
 from optiq_protos.v1 import generation_pb2 as pb
 
 _OFF: tuple[Any, ...] = (False, 0, "", [], {})
@@ -20,8 +21,6 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 _CHAT_UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     **_UNSUPPORTED,
-    "logprobs": (_OFF, "log-probabilities are not supported"),
-    "top_logprobs": (_OFF, "log-probabilities are not supported"),
     "tools": (_OFF, "tool calls are not supported"),
     "tool_choice": (("none", "auto"), "tool calls are not supported"),
     "functions": (_OFF, "tool calls are not supported"),
@@ -34,7 +33,6 @@ _CHAT_UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 _TEXT_UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     **_UNSUPPORTED,
-    "logprobs": ((), "log-probabilities are not supported"),
     "echo": (_OFF, "is not supported"),
     "suffix": (_OFF, "is not supported"),
 }
@@ -48,7 +46,10 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Sampled(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What both endpoints take. `top_k`, `min_p` and `adapter_scale` are ours; send them as `extra_body`."""
+    """What both endpoints take. `top_k`, `min_p`, `adapter_scale` and `adapters` are ours; send them as `extra_body`.
+
+    `adapters` is a blend: adapters to weights, on the base as the model.
+    """
 
     model: str
     stream: bool | None = None
@@ -62,6 +63,7 @@ class Sampled(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stop: str | list[str] | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
     adapter_scale: float | None = None
+    adapters: dict[str, float] | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
@@ -96,7 +98,7 @@ class ChatBody(Sampled, kw_only=True, forbid_unknown_fields=True):
     messages: list[ChatMessage]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
     functions: list[Any] | None = None
@@ -122,7 +124,7 @@ class TextBody(Sampled, kw_only=True, forbid_unknown_fields=True):
 
     prompt: str | list[str | int | list[int]]
     best_of: int | None = None
-    logprobs: int | None = None
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool | None = None
     suffix: str | None = None
 
@@ -138,6 +140,10 @@ def chat_requests(body: ChatBody, *, tenant: str, base: str) -> list[pb.Generate
         raise InvalidRequestError.of("max_tokens", "is another number than max_completion_tokens; give one of them")
     request = _sampled(body, tenant, base)
     request.max_tokens = body.max_completion_tokens or body.max_tokens or 0
+    if body.logprobs:
+        request.top_logprobs = body.top_logprobs or 0
+    elif body.top_logprobs:
+        raise InvalidRequestError.of("top_logprobs", "needs logprobs to be true")
     request.messages.SetInParent()
     for index, message in enumerate(body.messages):
         request.messages.messages.append(_message(message, f"messages[{index}]"))
@@ -157,6 +163,8 @@ def text_requests(body: TextBody, *, tenant: str, base: str) -> list[pb.Generate
     for prompt in _prompts(body.prompt):
         request = _sampled(body, tenant, base)
         request.max_tokens = body.max_tokens or 0
+        if body.logprobs is not None:
+            request.top_logprobs = body.logprobs
         if isinstance(prompt, str):
             request.raw_text = prompt
         else:
@@ -171,6 +179,10 @@ def _sampled(body: Sampled, tenant: str, base: str) -> pb.GenerateRequest:
     request = pb.GenerateRequest(parent=f"tenants/{tenant}", adapter=adapter_of(body.model, base))
     if not body.model:
         raise InvalidRequestError.of("model", f"must not be empty; the bare base is {base!r}")
+    for name, weight in (body.adapters or {}).items():
+        if body.model != base:
+            raise InvalidRequestError.of("adapters", f"a blend needs the base as its model: {base!r}")
+        request.adapters.add(name=name, weight=weight)
     if body.adapter_scale is not None:
         request.adapter_scale = body.adapter_scale
     sampling = request.sampling

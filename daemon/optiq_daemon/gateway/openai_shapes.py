@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from optiq_daemon.gateway.answers import data
@@ -32,6 +33,7 @@ class OpenAIShape:
         self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._usage = usage
         self._choices = [Choice() for _ in range(count)]
+        self._offsets = [0] * count
 
     def problem(self, problem: Problem) -> dict[str, Any]:
         """An error's body."""
@@ -44,7 +46,12 @@ class OpenAIShape:
             "object": self.whole_object,
             "system_fingerprint": _fingerprint(choices),
             "choices": [
-                {"index": index, **self.said("".join(choice.text)), "logprobs": None, "finish_reason": _reason(choice)}
+                {
+                    "index": index,
+                    **self.said("".join(choice.text)),
+                    "logprobs": self.told(choice.logprobs, 0) if choice.logprobs else None,
+                    "finish_reason": _reason(choice),
+                }
                 for index, choice in enumerate(choices)
             ],
             "usage": usage_of(choices),
@@ -60,7 +67,7 @@ class OpenAIShape:
         kind = response.WhichOneof("event")
         choice = self._choices[index]
         if kind == "chunk":
-            return self._chunk(index, self.added(response.chunk.text)) if response.chunk.text else b""
+            return self._added(index, response.chunk)
         choice.take(response)
         if kind == "started":
             return self._chunk(index, self.opened())
@@ -79,6 +86,10 @@ class OpenAIShape:
         """An error in the stream: OpenAI's clients raise on it."""
         return data(problem.openai())
 
+    def told(self, logprobs: Sequence[pb.TokenLogprob], offset: int) -> dict[str, Any]:
+        """Log-probabilities of tokens whose text begins at `offset`."""
+        raise NotImplementedError
+
     def said(self, text: str) -> dict[str, Any]:
         """A choice's whole text."""
         raise NotImplementedError
@@ -95,8 +106,17 @@ class OpenAIShape:
         """What a choice's last chunk holds."""
         raise NotImplementedError
 
-    def _chunk(self, index: int, content: dict[str, Any], reason: str | None = None) -> bytes:
-        choice = {"index": index, **content, "logprobs": None, "finish_reason": reason}
+    def _added(self, index: int, chunk: pb.Chunk) -> bytes:
+        if not chunk.logprobs:
+            return self._chunk(index, self.added(chunk.text)) if chunk.text else b""
+        told = self.told(chunk.logprobs, self._offsets[index])
+        self._offsets[index] += sum(len(one.text) for one in chunk.logprobs)
+        return self._chunk(index, self.added(chunk.text), logprobs=told)
+
+    def _chunk(
+        self, index: int, content: dict[str, Any], reason: str | None = None, logprobs: dict[str, Any] | None = None
+    ) -> bytes:
+        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
         body: dict[str, Any] = {**self._stamp(), "choices": [choice]}
         if self._usage:
             body["usage"] = None
@@ -112,6 +132,11 @@ class ChatShape(OpenAIShape):
     prefix = "chatcmpl"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+
+    def told(self, logprobs: Sequence[pb.TokenLogprob], offset: int) -> dict[str, Any]:
+        """An object for each token."""
+        content = [{**_token(one), "top_logprobs": [_token(top) for top in one.top]} for one in logprobs]
+        return {"content": content, "refusal": None}
 
     def said(self, text: str) -> dict[str, Any]:
         """A message."""
@@ -136,6 +161,16 @@ class TextShape(OpenAIShape):
     prefix = "cmpl"
     whole_object = "text_completion"
     chunk_object = "text_completion"
+
+    def told(self, logprobs: Sequence[pb.TokenLogprob], offset: int) -> dict[str, Any]:
+        """Parallel lists."""
+        offsets = accumulate((len(one.text) for one in logprobs), initial=offset)
+        return {
+            "tokens": [one.text for one in logprobs],
+            "token_logprobs": [one.logprob for one in logprobs],
+            "top_logprobs": [{top.text: top.logprob for top in one.top} for one in logprobs],
+            "text_offset": list(offsets)[:-1],
+        }
 
     def said(self, text: str) -> dict[str, Any]:
         """Text."""
@@ -164,6 +199,12 @@ def usage_of(choices: Iterable[Choice]) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(u.cached_tokens for u in usages)},
     }
+
+
+def _token(one: pb.TokenLogprob | pb.TopLogprob) -> dict[str, Any]:
+    # What is half a character is no text of its own, and its bytes are not known here.
+    whole = "\ufffd" not in one.text
+    return {"token": one.text, "logprob": one.logprob, "bytes": list(one.text.encode()) if whole else None}
 
 
 def _fingerprint(choices: Iterable[Choice]) -> str | None:

@@ -99,7 +99,7 @@ class ProbeAdaptersResponse(_message.Message):
     def __init__(self, differences: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "adapter_scale", "messages", "raw_text", "token_ids", "sampling", "max_tokens", "stop", "adapters", "cache_namespace")
+    __slots__ = ("request_id", "adapter_scale", "messages", "raw_text", "token_ids", "sampling", "max_tokens", "stop", "adapters", "cache_namespace", "top_logprobs")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_SCALE_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +110,7 @@ class GenerateRequest(_message.Message):
     STOP_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     CACHE_NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     adapter_scale: float
     messages: _generation_pb2.ChatMessages
@@ -120,7 +121,8 @@ class GenerateRequest(_message.Message):
     stop: _containers.RepeatedScalarFieldContainer[str]
     adapters: _containers.RepeatedCompositeFieldContainer[AdapterPart]
     cache_namespace: str
-    def __init__(self, request_id: _Optional[str] = ..., adapter_scale: _Optional[float] = ..., messages: _Optional[_Union[_generation_pb2.ChatMessages, _Mapping]] = ..., raw_text: _Optional[str] = ..., token_ids: _Optional[_Union[_generation_pb2.TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[_Union[AdapterPart, _Mapping]]] = ..., cache_namespace: _Optional[str] = ...) -> None: ...
+    top_logprobs: int
+    def __init__(self, request_id: _Optional[str] = ..., adapter_scale: _Optional[float] = ..., messages: _Optional[_Union[_generation_pb2.ChatMessages, _Mapping]] = ..., raw_text: _Optional[str] = ..., token_ids: _Optional[_Union[_generation_pb2.TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[_Union[AdapterPart, _Mapping]]] = ..., cache_namespace: _Optional[str] = ..., top_logprobs: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("queued", "started", "chunk", "finished")
