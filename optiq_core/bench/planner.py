@@ -51,9 +51,13 @@ def run(*, quick: bool = False) -> dict[str, Any]:
     }
 
 
-def measure_case(case: Case) -> dict[str, Any]:
-    """Predict and run one case in a process of its own; what that process says."""
-    command = [sys.executable, "-m", "optiq_core.bench.planner_case", json.dumps(case.as_dict())]
+def measure_case(case: Case, **ceiling: Any) -> dict[str, Any]:
+    """Predict and run one case in a process of its own; what that process says.
+
+    Raises:
+        ClickException: the process failed, of memory for example.
+    """
+    command = [sys.executable, "-m", "optiq_core.bench.planner_case", json.dumps({"case": case.as_dict(), **ceiling})]
     return dict(_child(command, case.name))
 
 

@@ -1,4 +1,4 @@
-"""Predicts one case and runs it, in a process of its own: ``python -m optiq_core.bench.planner_case '<json>'``."""
+"""Predicts one case and runs it, in a process of its own that `optiq bench planner` and `admission` start."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import time
 from typing import Any
 
 STEPS = 3
+# Stacks of threads, BLAS's work space, malloc's own: not arrays, and not there yet when the limit is set.
+_BESIDE = 96 << 20
 
 
 def predict(case: Any) -> tuple[Any, dict[str, Any]]:
@@ -87,18 +89,44 @@ def measure(case: Any, model: Any, shape: Any) -> dict[str, Any]:
 
 
 def main(argument: str) -> None:
-    """Print one JSON object: the plan, and what was measured."""
+    """Print one JSON object: the plan, whether it was admitted, and what was measured.
+
+    The argument's `free_bytes` and `calibration`, if there, are a ceiling: an admitted case runs in what it leaves,
+    plus what the process had before there was a model; a refused one runs without a limit, to see what it takes.
+    """
     from optiq_core.base.device import setup_device
 
     setup_device()
     import msgspec
 
     from optiq_core.bench.planner_cases import Case
+    from optiq_core.planner.calibration import Calibration
 
-    case = Case.from_dict(json.loads(argument))
+    asked = json.loads(argument)
+    case = Case.from_dict(asked["case"])
     model, predicted = predict(case)
+    admitted = True
+    if "free_bytes" in asked:
+        calibration = msgspec.convert(asked["calibration"], Calibration)
+        admitted = calibration.bound(predicted["plan"].peak_bytes) <= asked["free_bytes"]
+        if admitted:
+            _limit_memory(asked["free_bytes"])
     measured = measure(case, model, predicted["shape"])
-    print(json.dumps({"plan": msgspec.to_builtins(predicted["plan"]), "plan_s": predicted["plan_s"], **measured}))
+    plan = msgspec.to_builtins(predicted["plan"])
+    print(json.dumps({"plan": plan, "plan_s": predicted["plan_s"], "admitted": admitted, **measured}))
+
+
+def _limit_memory(free_bytes: int) -> None:
+    """Let the process allocate no more than this, and what threads and malloc need beside the arrays."""
+    import resource
+    from pathlib import Path
+
+    import mlx.core as mx
+
+    mx.set_cache_limit(0)
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    now = int(status.split("VmData:")[1].split()[0]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (now + free_bytes + _BESIDE, resource.RLIM_INFINITY))
 
 
 if __name__ == "__main__":

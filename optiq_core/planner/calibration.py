@@ -51,7 +51,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def learn(observations: Sequence[Observation]) -> Calibration:
-    """Fit factor and offset to the relative errors; a factor alone while there are few observations."""
+    """Fit factor and offset; a factor alone while there are few observations."""
     seen = [(o.predicted, o.measured) for o in observations if o.predicted > 0 and o.measured > 0]
     if not seen:
         return Calibration()
@@ -72,16 +72,12 @@ def learn(observations: Sequence[Observation]) -> Calibration:
 
 
 def _fit(seen: Sequence[tuple[int, int]]) -> tuple[float, float]:
-    """Least squares of ``(factor * p + offset) / m - 1``."""
-    aa = sum((p / m) ** 2 for p, m in seen)
-    ab = sum(p / m**2 for p, m in seen)
-    bb = sum(1 / m**2 for _, m in seen)
-    a = sum(p / m for p, m in seen)
-    b = sum(1 / m for _, m in seen)
-    determinant = aa * bb - ab * ab
-    if determinant <= 1e-9 * aa * bb:
-        return a / aa, 0.0
-    return (a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant
+    """Factor and offset by Theil and Sen: medians, so that one strange run shifts nothing."""
+    slopes = [(m - n) / (p - q) for i, (p, m) in enumerate(seen) for q, n in seen[:i] if p != q]
+    if not slopes:
+        return _median([m / p for p, m in seen]), 0.0
+    factor = _median(slopes)
+    return factor, _median([m - factor * p for p, m in seen])
 
 
 def _median(values: list[float]) -> float:

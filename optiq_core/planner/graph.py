@@ -108,6 +108,13 @@ def assign_regions(graph: Graph) -> None:
                     node.region, node.backward = within[array], True
 
 
+def mark_backward(graph: Graph) -> None:
+    """Everything that the first output, the loss, does not need belongs to the backward pass."""
+    forward = {id(node) for node in _reachable(graph.nodes, graph.outputs[:1])}
+    for node in graph.nodes:
+        node.backward = id(node) not in forward
+
+
 # Primitives of which each call makes its own, whoever else has the same.
 _REPEATED = ("Broadcast", "Flatten", "Full")
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from optiq_core.planner.calibration import Calibration
+from optiq_core.planner.ceilings import Ceiling
+
 
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One training step, predicted.
@@ -20,6 +23,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
         where: the region in which the peak is reached, for example ``layer 3``; empty outside of the blocks.
         backward: reached in the backward pass.
         primitive: MLX's name of the primitive at the peak.
+        flops: of the matrix products of one gradient, for comparing plans.
         rows, width, positions: of the batch, padded.
         extrapolated: from shorter steps, because the model is unrolled over time.
     """
@@ -37,7 +41,71 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     where: str
     backward: bool
     primitive: str
+    flops: int
     rows: int
     width: int
     positions: int
     extrapolated: bool = False
+
+
+class Advice(msgspec.Struct, frozen=True, kw_only=True):
+    """A change that would make a run fit.
+
+    Attributes:
+        changes: fields of :class:`optiq_core.train.config.TrainConfig` and their new values.
+        text: one sentence for a person.
+        expected_bytes: peak after the change, calibrated.
+        time_ratio: time per example, relative to the run as asked; from the matrix products alone.
+    """
+
+    changes: dict[str, int | bool]
+    text: str
+    expected_bytes: int
+    time_ratio: float
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan held against a ceiling.
+
+    Attributes:
+        step: the plan.
+        ceiling: what there is.
+        calibration: what finished steps on the device have taught.
+        expected_bytes: the plan's peak, calibrated.
+        bound_bytes: what the step will not exceed; this is what has to fit.
+        fits: bytes and resources.
+        reasons: what does not fit, one sentence each.
+        advice: cheapest first; empty if it fits.
+    """
+
+    step: StepPlan
+    ceiling: Ceiling
+    calibration: Calibration
+    expected_bytes: int
+    bound_bytes: int
+    fits: bool
+    reasons: tuple[str, ...] = ()
+    advice: tuple[Advice, ...] = ()
+
+
+def judge(step: StepPlan, ceiling: Ceiling, calibration: Calibration) -> Verdict:
+    """Whether a step fits."""
+    bound = calibration.bound(step.peak_bytes)
+    reasons = []
+    if bound > ceiling.free_bytes:
+        reasons.append(f"needs {_gb(bound)} and there are {_gb(ceiling.free_bytes)}")
+    if ceiling.resources and step.live_buffers > ceiling.resources:
+        reasons.append(f"needs {step.live_buffers:,} resources and the device has {ceiling.resources:,}")
+    return Verdict(
+        step=step,
+        ceiling=ceiling,
+        calibration=calibration,
+        expected_bytes=calibration.expected(step.peak_bytes),
+        bound_bytes=bound,
+        fits=not reasons,
+        reasons=tuple(reasons),
+    )
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"

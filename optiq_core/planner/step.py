@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from optiq_core.planner.buffers import Kind
 from optiq_core.planner.devices import Backend
-from optiq_core.planner.graph import Graph
+from optiq_core.planner.graph import Graph, mark_backward
 from optiq_core.planner.liveness import Liveness, simulate
 from optiq_core.planner.plan import StepPlan
 from optiq_core.planner.shape import StepShape
@@ -21,6 +22,7 @@ from optiq_core.train.layers import apply_lora
 from optiq_core.train.loss import make_loss, model_parts
 from optiq_core.train.step import make_gradient
 
+_PRODUCTS = ("Matmul", "AddMM", "QuantizedMatmul", "GatherMM", "GatherQMM")
 # Positions in an open task at which a step may begin; see :func:`optiq_core.planner.liveness.simulate`.
 _PHASES = (0, 3, 6)
 
@@ -78,21 +80,34 @@ def splits(model: Any) -> bool:
     if parts is None:
         return False
     body, head = parts
-    probe = mx.zeros((1, 4), mx.int32)
     try:
-        return _signature(lambda x: [model(x)], probe) == _signature(lambda x: [head(body(x))], probe)
+        return forward_signature(model, model, 4) == forward_signature(model, lambda x: head(body(x)), 4)
     except (TypeError, ValueError, AttributeError):
+        # A body that wants other arguments, or a head of another shape.
         return False
 
 
-def _signature(function: Any, probe: mx.array) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
+def forward_signature(model: Any, function: Callable[[mx.array], mx.array], width: int) -> list[str]:
+    """Every primitive of a forward pass over one row of so many tokens, with its shapes and types.
+
+    Weights are inputs of the trace: those that are still in their files cannot be constants of it.
+    """
+    parameters = tree_flatten(model.parameters())
+    names = [name for name, _ in parameters]
+    found: list[str] = []
 
     def take(event: dict[str, Any]) -> None:
         if event["type"] == "primitive":
-            found.append((event["name"], str([(shape, str(dtype)) for _, shape, dtype in event["outputs"]])))
+            found.append(f"{event['name']} {[(shape, str(dtype)) for _, shape, dtype in event['outputs']]}")
 
-    mx.export_function(take, function, probe)
+    def forward(tokens: mx.array, *arrays: mx.array) -> list[mx.array]:
+        model.update(tree_unflatten(list(zip(names, arrays, strict=True))))
+        return [function(tokens)]
+
+    try:
+        mx.export_function(take, forward, mx.zeros((1, width), mx.int32), *(value for _, value in parameters))
+    finally:
+        model.update(tree_unflatten(parameters))
     return found
 
 
@@ -120,9 +135,20 @@ def _gradient_graph(
     try:
         with borders.around_blocks(model, knobs.grad_checkpoint):
             values = [*(value for _, value in parameters), *inputs.values()]
-            return trace(step, values, borders, differentiated=trained)
+            graph = trace(step, values, borders, differentiated=trained)
     finally:
         model.update(tree_unflatten(parameters))
+    mark_backward(graph)
+    return graph
+
+
+def _flops(graph: Graph) -> int:
+    """Of the matrix products."""
+    total = 0
+    for node in graph.nodes:
+        if node.name in _PRODUCTS:
+            total += 2 * prod(graph.shapes[node.outputs[0]]) * graph.shapes[node.inputs[0]][-1]
+    return total
 
 
 def _update(
@@ -186,6 +212,7 @@ def _plan(
         where=where,
         backward=backward,
         primitive=primitive,
+        flops=_flops(graph),
         rows=shape.rows,
         width=shape.width,
         positions=shape.positions,

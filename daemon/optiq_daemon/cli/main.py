@@ -25,6 +25,7 @@ SUMMARIES = {
     "adapters": "List, import, load and remove adapters.",
     "jobs": "Submit, watch and cancel training jobs.",
     "lora": "Train LoRA adapters and inspect them.",
+    "plan": "Predict the memory of a training run before it starts.",
     "data": "Check training data before training on it.",
     "convert": "Quantize MODEL with more bits where it is sensitive.",
     "eval": "Score MODEL: perplexity on a text, KL to a reference, exact-match accuracy on questions.",
