@@ -143,6 +143,7 @@ def training_config(message: training_pb2.TrainingConfig) -> t.TrainingConfig:
         grad_checkpoint=message.grad_checkpoint,
         rank_pattern=dict(message.rank_pattern),
         budget_like=message.budget_like,
+        loss_chunk=message.loss_chunk,
     )
 
 
@@ -168,6 +169,7 @@ def training_config_message(config: t.TrainingConfig) -> training_pb2.TrainingCo
         grad_checkpoint=config.grad_checkpoint,
         rank_pattern=config.rank_pattern,
         budget_like=config.budget_like,
+        loss_chunk=config.loss_chunk,
     )
 
 

@@ -221,6 +221,7 @@ class TrainingConfig:
     grad_checkpoint: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     budget_like: str = ""
+    loss_chunk: int = 0
 
 
 @dataclass(frozen=True, slots=True)

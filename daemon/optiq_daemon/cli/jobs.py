@@ -111,6 +111,7 @@ def watch(job: str, connection: Connection, as_json: bool) -> int:
 @click.option("--mask-prompt/--no-mask-prompt", default=None, help="Learn the answer only [yes, unless `text`].")
 @click.option("--seed", type=int, default=0, help="Seed of data order and initialisation [0].")
 @click.option("--grad-checkpoint", is_flag=True, help="Less memory, more compute.")
+@click.option("--loss-chunk", default=0, help="Rows of logits to hold at a time, 0 for all.")
 @click.option("--steps-per-report", type=int, default=0, help="Steps between reports [10].")
 @click.option("--steps-per-eval", type=int, default=0, help="Steps between validations [100].")
 @click.option("--steps-per-checkpoint", type=int, default=0, help="Steps between checkpoints [50].")
