@@ -31,7 +31,9 @@ from optiq_daemon.observers import Ended, Observed
 from optiq_daemon.quotas import QuotaGate
 from optiq_daemon.registry import BaseInfo, Registry, Retention
 from optiq_daemon.router import Router
+from optiq_daemon.routes import Routes
 from optiq_daemon.scope import Scope
+from optiq_daemon.shadow import Shadows
 from optiq_daemon.states import AdapterState, EngineState
 from optiq_daemon.store import Store
 from optiq_daemon.supervisor import EngineSupervisor
@@ -84,7 +86,14 @@ class App:
             weight=self._weight,
             tenants=lambda: len(self.tenants),
         )
-        self.router = Router(self.registry, self.tenants)
+        self.routes = Routes(
+            self.store,
+            self.events,
+            lambda tenant, adapter: self.registry.find(AdapterKey(tenant, adapter)) is not None,
+        )
+        self.registry.history.is_held = lambda one: self.routes.names_version(one.adapter, one.number, one.digest)
+        self.router = Router(self.registry, self.tenants, self.routes, self.events)
+        self.shadows = Shadows(self.store, self.admission)
         generations = Generations(
             self.registry,
             self.router,
@@ -94,6 +103,7 @@ class App:
             engine=lambda: self.engine.client,
             default_max_tokens=settings.default_max_tokens,
             default_sampling=sampling,
+            shadows=self.shadows,
         )
         self.generations = Observed(generations.serve)
         self.generations.observe(self._count)
@@ -168,6 +178,7 @@ class App:
     async def close(self) -> None:
         """Stop everything, in the order that nobody misses what is gone."""
         await self._tasks.cancel()
+        await self.shadows.close()
         await self.jobs.drain(0)
         await self.watcher.stop()
         await self.ingest.close()
@@ -208,6 +219,11 @@ class App:
 
     def _again(self, key: AdapterKey) -> None:
         self.watcher.touch(key)
+
+    async def remove_tenant(self, tenant: str, force: bool) -> None:
+        """Remove what a tenant has, as :meth:`Tenancy.remove` does, and its routes."""
+        await self.tenancy.remove(tenant, force)
+        self.routes.forget(tenant)
 
     def _weight(self, tenant: str) -> float:
         return self.tenants.find(tenant).weight

@@ -176,6 +176,10 @@ def live_request(request: LiveRequest) -> runtime_pb2.LiveRequest:
         tokens_per_second=request.tokens_per_second,
         time_to_first_token_ms=request.time_to_first_token_ms,
         start_time=timestamp(request.start_time),
+        route=request.route,
+        route_target=request.target,
+        route_why=request.why,
+        queue_position=request.position,
     )
 
 

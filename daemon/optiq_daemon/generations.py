@@ -14,8 +14,9 @@ from optiq_daemon.errors import InvalidRequestError, RefusedError, RequestError
 from optiq_daemon.live import LiveRequest, LiveTable
 from optiq_daemon.quotas import QuotaGate
 from optiq_daemon.registry import Registry
-from optiq_daemon.request_checks import CheckedRequest, check_request
-from optiq_daemon.router import Router
+from optiq_daemon.request_checks import AskedAdapter, CheckedRequest, check_request
+from optiq_daemon.router import Decision, Router, split_target
+from optiq_daemon.shadow import Answer, Shadows, Work, begin
 from optiq_daemon.slots import Lease
 from optiq_protos.internal.v1 import engine_pb2
 from optiq_protos.v1 import generation_pb2
@@ -50,6 +51,7 @@ class Generations:
         gate: QuotaGate,
         admission: Admission,
         engine: Callable[[], EngineClient],
+        shadows: Shadows,
         default_max_tokens: int,
         default_sampling: generation_pb2.SamplingParams | None = None,
     ) -> None:
@@ -61,6 +63,7 @@ class Generations:
         self._engine = engine
         self._default_max_tokens = default_max_tokens
         self._default_sampling = default_sampling or generation_pb2.SamplingParams()
+        self._shadows = shadows
 
     async def serve(
         self, request: generation_pb2.GenerateRequest
@@ -73,16 +76,62 @@ class Generations:
         checked = check_request(request)
         tenant = checked.tenant
         request_id = request.request_id or secrets.token_hex(8)
+        shadow: Work | None = None
         live = LiveRequest(request_id, tenant, _asked_for(request))
         self._gate.check(tenant, "concurrent_requests", self._live.count(tenant))
         self._gate.check_rate(tenant)
+        chosen, decision = self._choose(request, checked, request_id)
         with ExitStack() as leases:
-            parts = self._acquire(checked, leases)
+            parts = self._acquire(chosen, leases)
             leases.enter_context(self._live.admit(live))
             live.parts = [_served(part, request) for part in parts]
+            live.routed(decision)
+            if decision is not None and decision.shadow:
+                shadow = self._shadow_work(request, tenant, decision, parts)
             async with aclosing(self._serve(request, parts, live)) as responses:
                 async for response in responses:
+                    if shadow is not None:
+                        shadow.answered.take(response)
                     yield response
+        if shadow is not None:
+            self._shadows.offer(shadow)
+
+    def _choose(
+        self, request: generation_pb2.GenerateRequest, checked: CheckedRequest, request_id: str
+    ) -> tuple[CheckedRequest, Decision | None]:
+        """What a route makes of the request; blends and the bare base go as they are."""
+        if request.adapters or not (request.adapter or request.route):
+            return checked, None
+        asked = checked.adapters[0] if checked.adapters else AskedAdapter("", "", 1.0)
+        chosen = self._router.choose(
+            checked.tenant,
+            asked.adapter,
+            asked.digest,
+            route=request.route,
+            sticky_key=request.sticky_key,
+            request_id=request_id,
+        )
+        adapters = (AskedAdapter(chosen.adapter, chosen.version, 1.0),) if chosen.adapter else ()
+        return checked._replace(adapters=adapters), chosen.decision
+
+    def _shadow_work(
+        self, request: generation_pb2.GenerateRequest, tenant: str, decision: Decision, parts: list[Part]
+    ) -> Work:
+        """What a shadow runs once the request has ended, with the right of its caller."""
+        adapter, version = split_target(decision.shadow)
+        wanted = CheckedRequest(tenant, (AskedAdapter(adapter, version, 1.0),) if adapter else ())
+
+        async def responses(answer: Answer) -> AsyncGenerator[engine_pb2.GenerateResponse, None]:
+            with ExitStack() as leases:
+                shadows = self._acquire(wanted, leases)
+                await self._ensure(shadows)
+                answer.shadow_digest = shadows[0].lease.digest if shadows else ""
+                generating = self._engine().generate(self._forwarded(request, shadows, tenant))
+                async with aclosing(generating) as generated:
+                    async for response in generated:
+                        yield response
+
+        return Work(decision, begin(decision, parts[0].lease.digest if parts else ""), responses)
 
     def _acquire(self, checked: CheckedRequest, leases: ExitStack) -> list[Part]:
         """Resolve every adapter of a request, once; the leases are given up when the stack ends."""
@@ -195,6 +244,7 @@ def _passed_on(
         if len(live.parts) == 1:
             passed.started.adapter = live.parts[0].name
             passed.started.adapter_digest = live.parts[0].digest
+        passed.started.route, passed.started.route_why = live.route, live.why
     elif kind == "chunk":
         live.tokens(len(response.chunk.token_ids))
     elif kind == "finished":
@@ -215,7 +265,7 @@ def _served(part: Part, request: generation_pb2.GenerateRequest) -> generation_p
 def _asked_for(request: generation_pb2.GenerateRequest) -> str:
     """The request's adapters in one line, for people."""
     if not request.adapters:
-        return request.adapter
+        return request.adapter or request.route
     return ", ".join(f"{part.name}={part.weight if part.HasField('weight') else 1:g}" for part in request.adapters)
 
 

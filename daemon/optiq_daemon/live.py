@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from optiq_daemon.errors import QueueFullError, UnavailableError
+from optiq_daemon.router import Decision
 from optiq_daemon.signals import Changed
 from optiq_protos.v1 import generation_pb2
 
@@ -27,11 +28,20 @@ class LiveRequest:
     phase: str = "queued"
     # In its tenant's queue; 0 once it has its row.
     position: int = 0
+    # The route that chose, its target, and why; empty if none did.
+    route: str = ""
+    target: str = ""
+    why: str = ""
     completion_tokens: int = 0
     start_time: float = field(default_factory=time.time)
     began: float = field(default_factory=time.monotonic)
     first_token: float = 0.0
     last_token: float = 0.0
+
+    def routed(self, decision: Decision | None) -> None:
+        """Note what a route chose."""
+        if decision is not None:
+            self.route, self.target, self.why = decision.route.name, decision.target, decision.why
 
     def tokens(self, count: int) -> None:
         """Note tokens that came just now."""

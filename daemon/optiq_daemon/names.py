@@ -39,6 +39,18 @@ class JobKey(NamedTuple):
         return f"tenants/{self.tenant}/jobs/{self.job}"
 
 
+class RouteKey(NamedTuple):
+    """Which route."""
+
+    tenant: str
+    route: str
+
+    @property
+    def name(self) -> str:
+        """`tenants/{tenant}/routes/{route}`."""
+        return f"tenants/{self.tenant}/routes/{self.route}"
+
+
 def is_id(text: str) -> bool:
     """Whether `text` can be the last component of a resource name."""
     return ID_PATTERN.fullmatch(text) is not None
@@ -69,6 +81,11 @@ def parse_adapter(text: str, field: str = "name") -> AdapterKey:
 def parse_job(text: str, field: str = "name") -> JobKey:
     """Key of `tenants/{tenant}/jobs/{job}`."""
     return JobKey(*_parse(text, field, "jobs", "job"))
+
+
+def parse_route(text: str, field: str = "name") -> RouteKey:
+    """Key of `tenants/{tenant}/routes/{route}`."""
+    return RouteKey(*_parse(text, field, "routes", "route"))
 
 
 def parse_token(text: str, field: str = "name") -> tuple[str, str]:

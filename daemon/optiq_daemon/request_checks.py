@@ -6,12 +6,13 @@ import math
 from typing import NamedTuple
 
 from optiq_daemon.errors import InvalidRequestError
-from optiq_daemon.names import parse_adapter, parse_adapter_ref, parse_parent
+from optiq_daemon.names import ID_RULE, is_id, parse_adapter, parse_adapter_ref, parse_parent
 from optiq_protos.v1 import generation_pb2
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_REQUEST_ID = 128
+MAX_STICKY_KEY = 256
 MAX_SCALE = 1000.0
 MAX_TOP_LOGPROBS = 20
 MAX_BLEND = 16
@@ -64,6 +65,7 @@ def check_request(request: generation_pb2.GenerateRequest) -> CheckedRequest:
             wrong.append((f"stop[{index}]", f"must have 1 to {MAX_STOP_CHARACTERS} characters, has {len(text)}"))
     if len(request.request_id) > MAX_REQUEST_ID or not request.request_id.isprintable():
         wrong.append(("request_id", f"must be at most {MAX_REQUEST_ID} printable characters"))
+    wrong += _route_violations(request)
     if wrong:
         raise InvalidRequestError(wrong)
     return CheckedRequest(tenant, adapters)
@@ -100,6 +102,18 @@ def _asked_adapters(request: generation_pb2.GenerateRequest, wrong: list[tuple[s
 def _check_factor(field: str, value: float, wrong: list[tuple[str, str]]) -> None:
     if not (math.isfinite(value) and abs(value) <= MAX_SCALE):
         wrong.append((field, f"must be a number from -{MAX_SCALE:g} to {MAX_SCALE:g}, is {value}"))
+
+
+def _route_violations(request: generation_pb2.GenerateRequest) -> list[tuple[str, str]]:
+    wrong = []
+    if request.route and (request.adapter or request.adapters):
+        wrong.append(("route", "give a route or adapters, not both"))
+    if request.route and not is_id(request.route):
+        wrong.append(("route", f"{request.route[:80]!r} is not an id; {ID_RULE}"))
+    if len(request.sticky_key) > MAX_STICKY_KEY:
+        found = len(request.sticky_key)
+        wrong.append(("sticky_key", f"must be at most {MAX_STICKY_KEY} characters, has {found}"))
+    return wrong
 
 
 def _input_violations(request: generation_pb2.GenerateRequest) -> list[tuple[str, str]]:

@@ -34,6 +34,7 @@ from optiq_daemon.names import AdapterKey
 from optiq_daemon.services.adapters import AdapterService
 from optiq_daemon.services.events import EventService
 from optiq_daemon.services.generation import GenerationService
+from optiq_daemon.services.routes import RouteService
 from optiq_daemon.services.runtime import RuntimeService
 from optiq_daemon.services.tenants import TenantService
 from optiq_daemon.services.training import TrainingService
@@ -47,6 +48,8 @@ from optiq_protos.v1 import (
     event_pb2_grpc,
     generation_pb2,
     generation_pb2_grpc,
+    route_pb2,
+    route_pb2_grpc,
     runtime_pb2,
     runtime_pb2_grpc,
     tenant_pb2,
@@ -69,6 +72,7 @@ SERVICES = tuple(
         (runtime_pb2, "RuntimeService"),
         (event_pb2, "EventService"),
         (tenant_pb2, "TenantService"),
+        (route_pb2, "RouteService"),
     )
 )
 # What needs the engine. The others answer as soon as the socket is there.
@@ -203,7 +207,11 @@ def _server(app: App, health: health_aio.HealthServicer) -> Any:
         (event_pb2_grpc.add_EventServiceServicer_to_server, EventService(app.events)),
         (
             tenant_pb2_grpc.add_TenantServiceServicer_to_server,
-            TenantService(app.tenants, app.usage, app.registry, app.tenancy.load, app.tenancy.remove),
+            TenantService(app.tenants, app.usage, app.registry, app.tenancy.load, app.remove_tenant),
+        ),
+        (
+            route_pb2_grpc.add_RouteServiceServicer_to_server,
+            RouteService(app.routes, app.router, app.shadows, app.tenants),
         ),
         (health_pb2_grpc.add_HealthServicer_to_server, health),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -45,6 +46,8 @@ class History:
         self._store = store
         self._versions: dict[AdapterKey, list[VersionRecord]] = {}
         self._holders: dict[str, set[AdapterKey]] = {}
+        # Says which versions something else names, so that pruning leaves them.
+        self.is_held: Callable[[VersionRecord], bool] = lambda _: False
 
     def load(self) -> None:
         """Read the store."""
@@ -133,13 +136,13 @@ class History:
         )
 
     def prune(self, record: AdapterRecord, keep: int) -> list[str]:
-        """Forget all but the last `keep` versions of a name, never the one that it points to.
+        """Forget all but the last `keep` versions of a name, never the one that it points to, nor one that is held.
 
         Returns:
             Digests that no name keeps any more.
         """
         versions = self._versions.get(record.key, [])
-        old = [version for version in versions[keep:] if version.digest != record.digest]
+        old = [version for version in versions[keep:] if version.digest != record.digest and not self.is_held(version)]
         return [digest for version in old for digest in self.drop(version)]
 
     def drop(self, version: VersionRecord) -> list[str]:

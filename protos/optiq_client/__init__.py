@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Unavailable,
         Violation,
     )
+    from optiq_client.routing import Route, RouteCount, RouteDecision, RouteTrial, ShadowAnswer
     from optiq_client.states import (
         AdapterState,
         ChangeType,
@@ -87,6 +88,7 @@ _HOME = {
     "aio": ("AsyncClient", "AsyncGeneration", "AsyncStream"),
     "client": ("Client", "Generation", "Stream"),
     "credentials": ("CredentialsError", "Tls"),
+    "routing": ("Route", "RouteCount", "RouteDecision", "RouteTrial", "ShadowAnswer"),
     "tenancy": ("Tenant", "TenantLoad", "TenantQuotas", "TenantRole", "TenantToken", "TenantUsage"),
     "errors": (
         "AlreadyExists",
@@ -148,8 +150,13 @@ __all__ = [
     "Queued",
     "RankScaling",
     "ResourceExhausted",
+    "Route",
+    "RouteCount",
+    "RouteDecision",
+    "RouteTrial",
     "ServedAdapter",
     "ServerError",
+    "ShadowAnswer",
     "Started",
     "Status",
     "Stream",

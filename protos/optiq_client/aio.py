@@ -28,6 +28,7 @@ from optiq_client.errors import OptiqClientError
 from optiq_client.generation import GenerationState
 from optiq_client.paths import resolve_address
 from optiq_client.readiness import Readiness
+from optiq_client.routes import AsyncRoutes
 from optiq_client.status import to_error
 from optiq_client.tenants import AsyncTenants
 
@@ -157,6 +158,7 @@ class AsyncClient:
         self.runtime = AsyncRuntime(self)
         self.events = AsyncEvents(self)
         self.tenants = AsyncTenants(self)
+        self.routes = AsyncRoutes(self)
 
     @property
     def _channel(self) -> Any:
@@ -181,6 +183,8 @@ class AsyncClient:
         stop: Sequence[str] = (),
         request_id: str = "",
         top_logprobs: int | None = None,
+        route: str = "",
+        sticky_key: str = "",
         timeout: float | None = None,
     ) -> AsyncGeneration:
         """Start a generation; iterate over the result for its text. Arguments as in ``Client.generate``."""
@@ -200,6 +204,8 @@ class AsyncClient:
             stop=stop,
             request_id=request_id,
             top_logprobs=top_logprobs,
+            route=route,
+            sticky_key=sticky_key,
         )
         return AsyncGeneration(self.stream(call, timeout))
 

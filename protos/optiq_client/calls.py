@@ -92,6 +92,8 @@ def generate(
     stop: Sequence[str],
     request_id: str,
     top_logprobs: int | None = None,
+    route: str = "",
+    sticky_key: str = "",
 ) -> Call[t.GenerationEvent | None]:
     """GenerationService.Generate."""
     # Another tenant's keeps its full name: it may be shared. The request is still this tenant's.
@@ -112,6 +114,8 @@ def generate(
         stop=[stop] if isinstance(stop, str) else stop,
         request_id=request_id,
         top_logprobs=top_logprobs,
+        route=route,
+        sticky_key=sticky_key,
     )
     if isinstance(prompt, str):
         if raw:

@@ -28,6 +28,7 @@ from optiq_client.generation import GenerationState
 from optiq_client.paths import resolve_address
 from optiq_client.readiness import Readiness
 from optiq_client.resources import Adapters, Events, Runtime, Training
+from optiq_client.routes import Routes
 from optiq_client.status import to_error
 from optiq_client.tenants import Tenants
 
@@ -146,6 +147,7 @@ class Client:
         self.runtime = Runtime(self)
         self.events = Events(self)
         self.tenants = Tenants(self)
+        self.routes = Routes(self)
 
     def generate(
         self,
@@ -164,6 +166,8 @@ class Client:
         stop: Sequence[str] = (),
         request_id: str = "",
         top_logprobs: int | None = None,
+        route: str = "",
+        sticky_key: str = "",
         timeout: float | None = None,
     ) -> Generation:
         """Start a generation; iterate over the result for its text.
@@ -180,6 +184,8 @@ class Client:
             stop: generation ends before the first of these.
             request_id: to find the request in the dashboard.
             top_logprobs: tell every token's log-probability, and so many of the most likely ones', at most 20.
+            route: a route, in place of ``adapter``; an adapter's id also goes through the route of that id.
+            sticky_key: requests with the same key go to the same target of a sticky route.
             timeout: seconds for the whole generation; no limit if None.
         """
         call = calls.generate(
@@ -198,6 +204,8 @@ class Client:
             stop=stop,
             request_id=request_id,
             top_logprobs=top_logprobs,
+            route=route,
+            sticky_key=sticky_key,
         )
         return Generation(self.stream(call, timeout))
 

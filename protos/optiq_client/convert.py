@@ -46,7 +46,14 @@ def generation_event(response: generation_pb2.GenerateResponse) -> t.GenerationE
     if kind == "started":
         s = response.started
         return t.Started(
-            s.request_id, s.adapter, s.adapter_digest, s.prompt_tokens, s.cached_tokens, _served(s.adapters)
+            request_id=s.request_id,
+            adapter=s.adapter,
+            adapter_digest=s.adapter_digest,
+            prompt_tokens=s.prompt_tokens,
+            cached_tokens=s.cached_tokens,
+            adapters=_served(s.adapters),
+            route=s.route,
+            route_why=s.route_why,
         )
     if kind == "finished":
         f = response.finished
@@ -302,6 +309,10 @@ def _live_request(m: runtime_pb2.LiveRequest) -> t.LiveRequest:
         time_to_first_token_ms=m.time_to_first_token_ms,
         start_time=_optional_time(m, "start_time"),
         adapters=_served(m.adapters),
+        route=m.route,
+        route_target=m.route_target,
+        route_why=m.route_why,
+        queue_position=m.queue_position,
     )
 
 

@@ -50,6 +50,8 @@ class Started:
     prompt_tokens: int
     cached_tokens: int
     adapters: tuple[ServedAdapter, ...] = ()
+    route: str = ""
+    route_why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +351,10 @@ class LiveRequest:
     time_to_first_token_ms: float
     start_time: datetime | None
     adapters: tuple[ServedAdapter, ...] = ()
+    route: str = ""
+    route_target: str = ""
+    route_why: str = ""
+    queue_position: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,8 +55,9 @@ Adapter AdapterChange AdapterState AdapterVersion AlreadyExists AsyncClient Asyn
 BatchStats Cancelled ChangeType Chunk Client ConnectionFailed CredentialsError DeadlineExceeded Device Engine
 EngineState Event FailedPrecondition FinishReason Finished Generation GenerationEvent HealthStatus InvalidRequest Job
 JobState JobUpdate LiveRequest Message NotFound OptiqClientError PermissionDenied Progress QuarantineReason Queued
-RankScaling ResourceExhausted ServedAdapter ServerError Started Status Stream Tenant TenantLoad TenantQuotas TenantRole
-TenantToken TenantUsage Timings Tls TokenLogprob TrainingConfig Unavailable Usage Violation
+RankScaling ResourceExhausted Route RouteCount RouteDecision RouteTrial ServedAdapter ServerError ShadowAnswer Started
+Status Stream Tenant TenantLoad TenantQuotas TenantRole TenantToken TenantUsage Timings Tls TokenLogprob
+TrainingConfig Unavailable Usage Violation
 """
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     shell_complete=complete_adapter,
     help="Adapter, or adapter@digest; the bare base if not given. More than one, or a weight, blends their effects.",
 )
+@click.option("--route", default="", help="Route, in place of an adapter.")
+@click.option("--sticky-key", default="", help="Same key: same target of a sticky route.")
 @click.option("--adapter-scale", type=float, help="Factor on the adapter's effect [1].")
 @click.option("--system", help="System message.")
 @click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without the chat template.")
@@ -49,6 +51,8 @@ def generate(
     *,
     prompt: str | None,
     adapters: tuple[str, ...],
+    route: str,
+    sticky_key: str,
     adapter_scale: float | None,
     system: str | None,
     raw: bool,
@@ -91,6 +95,8 @@ def generate(
             min_p=min_p,
             seed=seed,
             stop=stop,
+            route=route,
+            sticky_key=sticky_key,
             timeout=timeout,
         ) as generation,
     ):

@@ -29,6 +29,7 @@ SUMMARIES = {
     "data": "Check training data before training on it.",
     "convert": "Quantize MODEL with more bits where it is sensitive.",
     "eval": "Score MODEL: perplexity on a text, KL to a reference, exact-match accuracy on questions.",
+    "routes": "Send a name's requests to several adapter versions by weight.",
     "tenants": "Make tenants and tokens, set weights and quotas, read usage.",
     "experiment": "Compare rank and precision schemes on checkable tasks.",
     "bench": "Measure against a named baseline in one run.",

@@ -94,8 +94,8 @@ def _print_requests(status: Status) -> None:
         [
             (
                 r.request_id,
-                r.requested_adapter or "(base)",
-                r.phase,
+                f"{r.requested_adapter} > {r.route_target}" if r.route else r.requested_adapter or "(base)",
+                f"queued ({r.queue_position})" if r.queue_position else r.phase,
                 str(r.completion_tokens),
                 f"{r.tokens_per_second:.1f}",
                 humanize.since(r.start_time),

@@ -107,7 +107,7 @@ class EngineStatus(_message.Message):
     def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., active_rows: _Optional[int] = ..., queued_requests: _Optional[int] = ..., resident_adapters: _Optional[int] = ..., adapter_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., active_memory_bytes: _Optional[int] = ..., peak_memory_bytes: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., max_adapters_in_one_step: _Optional[int] = ..., kv_cache: _Optional[str] = ..., kv_bytes_per_token: _Optional[float] = ..., kv_budget_bytes: _Optional[int] = ..., prefix_cache_bytes: _Optional[int] = ..., prefix_cache_entries: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., adapter_budget_bytes: _Optional[int] = ..., adapter_evictions: _Optional[int] = ..., waiting_for_room: _Optional[int] = ...) -> None: ...
 
 class LiveRequest(_message.Message):
-    __slots__ = ("request_id", "tenant", "requested_adapter", "adapter_digest", "phase", "completion_tokens", "tokens_per_second", "time_to_first_token_ms", "start_time", "adapters")
+    __slots__ = ("request_id", "tenant", "requested_adapter", "adapter_digest", "phase", "completion_tokens", "tokens_per_second", "time_to_first_token_ms", "start_time", "adapters", "route", "route_target", "route_why", "queue_position")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     REQUESTED_ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +118,10 @@ class LiveRequest(_message.Message):
     TIME_TO_FIRST_TOKEN_MS_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_TARGET_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_WHY_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_POSITION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     requested_adapter: str
@@ -128,7 +132,11 @@ class LiveRequest(_message.Message):
     time_to_first_token_ms: float
     start_time: _timestamp_pb2.Timestamp
     adapters: _containers.RepeatedCompositeFieldContainer[_generation_pb2.ServedAdapter]
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., requested_adapter: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., phase: _Optional[str] = ..., completion_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., time_to_first_token_ms: _Optional[float] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., adapters: _Optional[_Iterable[_Union[_generation_pb2.ServedAdapter, _Mapping]]] = ...) -> None: ...
+    route: str
+    route_target: str
+    route_why: str
+    queue_position: int
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., requested_adapter: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., phase: _Optional[str] = ..., completion_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., time_to_first_token_ms: _Optional[float] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., adapters: _Optional[_Iterable[_Union[_generation_pb2.ServedAdapter, _Mapping]]] = ..., route: _Optional[str] = ..., route_target: _Optional[str] = ..., route_why: _Optional[str] = ..., queue_position: _Optional[int] = ...) -> None: ...
 
 class RuntimeStatus(_message.Message):
     __slots__ = ("version", "pid", "start_time", "home_path", "adapters_path", "base", "device", "engine", "adapter_count", "quarantined_adapter_count", "queued_jobs", "running_job", "requests", "process_memory_bytes", "memory_limit_bytes")
