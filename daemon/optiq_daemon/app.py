@@ -18,7 +18,7 @@ from optiq_daemon.admission import Admission
 from optiq_daemon.auth import Gatekeeper
 from optiq_daemon.blobs import Blobs
 from optiq_daemon.children import Child
-from optiq_daemon.config import Settings
+from optiq_daemon.config import Settings, http_is_public, is_public
 from optiq_daemon.engine_client import EngineClient
 from optiq_daemon.errors import UnavailableError
 from optiq_daemon.events import EventLog
@@ -71,7 +71,10 @@ class App:
         self.usage = UsageTable(self.store)
         self.quotas = QuotaGate(self.tenants)
         self.gatekeeper = Gatekeeper(
-            self.tenants, Scope(self.tenants, paths.adapters_path(home)), require_tokens=settings.require_tokens
+            self.tenants,
+            Scope(self.tenants, paths.adapters_path(home)),
+            require_tokens=settings.require_tokens,
+            public=is_public(settings) or http_is_public(settings),
         )
         retention = Retention(settings.keep_versions, settings.keep_alive_s)
         self.registry = Registry(self.store, self.events, Blobs(paths.store_path(home)), retention)

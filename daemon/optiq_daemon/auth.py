@@ -32,17 +32,19 @@ class Gatekeeper:
 
     Args:
         require_tokens: also on the Unix socket.
+        public: other machines reach the daemon; it then asks for a token also after the last one was revoked.
     """
 
-    def __init__(self, tenants: Tenants, scope: Scope, *, require_tokens: bool = False) -> None:
+    def __init__(self, tenants: Tenants, scope: Scope, *, require_tokens: bool = False, public: bool = False) -> None:
         self._tenants = tenants
         self._scope = scope
         self._require = require_tokens
+        self._public = public
 
     @property
     def asks_for_tokens(self) -> bool:
         """Whether a caller that does not come through the Unix socket needs one."""
-        return self._require or self._tenants.tokens.any()
+        return self._require or self._public or self._tenants.tokens.any()
 
     def caller(self, context: Any, method: str) -> Caller:
         """The caller of a gRPC call.

@@ -104,6 +104,13 @@ def test_who_calls(tenants: Tenants, gatekeeper: Gatekeeper, tmp_path: Path) -> 
     strict = Gatekeeper(tenants, Scope(tenants, tmp_path), require_tokens=True)
     with pytest.raises(UnauthenticatedError):
         strict.authenticate([], local=True)
+    for token in tenants.tokens.of("acme") + tenants.tokens.of("ops"):
+        tenants.tokens.delete(token.tenant, token.id)
+    # Revoking the last token must not open a daemon that other machines reach.
+    public = Gatekeeper(tenants, Scope(tenants, tmp_path), public=True)
+    with pytest.raises(UnauthenticatedError):
+        public.authenticate([], local=False)
+    assert public.authenticate([], local=True) == OWNER
 
 
 def test_names_of_others_are_not_there_whatever_the_method(gatekeeper: Gatekeeper) -> None:
