@@ -6,16 +6,19 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from ..base.blocked import BlockedLinear
+
 
 def adaptable_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every plain or quantized linear module of a model by its dotted path."""
-    return {
-        path: module for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.QuantizedLinear)
-    }
+    """Return every linear module of a model by its dotted path: plain, quantized, or laid out for the CPU."""
+    kinds = nn.Linear | nn.QuantizedLinear | BlockedLinear
+    return {path: module for path, module in model.named_modules() if isinstance(module, kinds)}
 
 
 def linear_dims(module: nn.Module) -> tuple[int, int]:
     """Return (input, output) dims of a linear module, from its weight's shape."""
+    if isinstance(module, BlockedLinear):
+        return module.dims
     output_dims, columns = module.weight.shape
     if isinstance(module, nn.QuantizedLinear):
         return columns * 32 // module.bits, output_dims

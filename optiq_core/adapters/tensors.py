@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..base.blocked import BlockedLinear
 from ..errors import AdapterError
 from .manifest import AdapterManifest, ModuleDelta
 
@@ -131,5 +132,5 @@ def base_weight(linear: nn.Module) -> mx.array:
             bits=linear.bits,
             mode=linear.mode,
         ).astype(mx.float32)
-    weight: mx.array = linear.weight
+    weight: mx.array = linear.dense_weight if isinstance(linear, BlockedLinear) else linear.weight
     return weight.astype(mx.float32)

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import GenerationBatch, StopSequences, maybe_set_recommended_wired_limit
+from mlx_lm.generate import StopSequences, maybe_set_recommended_wired_limit
 from mlx_lm.sample_utils import greedy_sampler
 
 from ..adapters.bank import AdapterBank, SlotHandle
+from .decode import DecodeBatch
 from .prefix import PrefixCache, common_prefix
 from .row import Row
 from .rows import MixedAdapterModel, RowAdapters
@@ -67,7 +68,8 @@ class Batch:
         self._waves: deque[Wave] = deque()
         self._fresh_first = True
         self._ended: list[tuple[Row, list[int], list[Any]]] = []
-        self._decoding = GenerationBatch.empty(self._model, greedy_sampler)
+        self._decoding = DecodeBatch.empty(self._model, greedy_sampler)
+        self._decoding.wants_logprobs = lambda row: row.request.top_logprobs is not None
         self._wired_limit = maybe_set_recommended_wired_limit()
 
     def __len__(self) -> int:

@@ -26,6 +26,7 @@ from ..base.loader import LoadedBase
 from .adapter_probe import probe_adapters
 from .admission import Admission
 from .batch import Batch, CacheFactory, Drawn
+from .cpu import prepare_for_cpu
 from .leases import AdapterLeases
 from .memory import chunk_limit, kv_budget, row_cost
 from .meter import TokenMeter
@@ -71,6 +72,8 @@ class Engine:
         self._base = base
         self._dtype = compute_dtype(base.model)
         parity_probe(self._dtype)
+        if base.profile.dense:
+            prepare_for_cpu(base.model)
         self.bank = AdapterBank(base.model, self._dtype)
         # Taken before any module is wrapped: what adapters are validated against.
         self.modules = self.bank.modules

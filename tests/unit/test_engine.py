@@ -200,7 +200,7 @@ def test_restrict_keeps_what_each_rule_allows() -> None:
     logprobs = mx.log(mx.array([[0.5, 0.3, 0.15, 0.05]]))
 
     def kept(**rule: float) -> list[int]:
-        out = restrict(logprobs, Sampling(temperature=1.0, **rule))  # type: ignore[arg-type]
+        out = restrict(logprobs, [Sampling(temperature=1.0, **rule)])  # type: ignore[arg-type]
         return [i for i, v in enumerate(out[0].tolist()) if v > -1e30]
 
     assert kept() == [0, 1, 2, 3]
