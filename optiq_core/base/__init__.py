@@ -6,11 +6,12 @@ anything imports MLX.
 
 from .device import DeviceProfile, setup_device
 from .load_in import LOAD_IN, LoadIn
-from .loader import EMBEDDED, LoadedBase, load_base, resolve_base
+from .loader import EMBEDDED, EMBEDDED_MIXED, LoadedBase, load_base, resolve_base
 from .metadata import BaseMetadata, ModuleBits, read_metadata
 
 __all__ = [
     "EMBEDDED",
+    "EMBEDDED_MIXED",
     "LOAD_IN",
     "BaseMetadata",
     "DeviceProfile",

@@ -14,9 +14,11 @@ from .device import DeviceProfile, setup_device
 from .embedded import MODEL_NAME, SHA256, Progress, embedded_gguf
 from .load_in import LoadIn, quantize_at_load
 from .metadata import BaseMetadata, read_config, read_metadata, read_safetensors_header, weight_files
+from .mixed import converted
 from .paths import cache_path
 
 EMBEDDED = "embedded"
+EMBEDDED_MIXED = "embedded-mixed"
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -60,7 +62,8 @@ def resolve_base(model: str, *, progress: Progress | None = None) -> Path:
     """Return the mlx-lm folder of a base; downloads or imports it on first use.
 
     Args:
-        model: ``embedded``, a folder, a ``.gguf`` file, or a hub id ``owner/name``.
+        model: ``embedded``, ``embedded-mixed`` (the same model in mixed precision), a folder, a ``.gguf`` file, or a
+            hub id ``owner/name``.
         progress: called with one sentence per long step.
 
     Raises:
@@ -69,6 +72,8 @@ def resolve_base(model: str, *, progress: Progress | None = None) -> Path:
     say = progress or (lambda _: None)
     if model in (EMBEDDED, MODEL_NAME):
         return _imported(embedded_gguf(say), SHA256, say)
+    if model == EMBEDDED_MIXED:
+        return converted(resolve_base(EMBEDDED, progress=progress), SHA256, say)
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():

@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 
 from optiq_client import Client, OptiqClientError
-from optiq_core.base import EMBEDDED
+from optiq_core.base import EMBEDDED_MIXED
 from optiq_core.errors import OptiqError
 
 START_SECONDS = 180.0
 STOP_SECONDS = 30.0
-SHARED = ("OPTIQ_CACHE", "OPTIQ_EMBEDDED_WHEEL")
+SHARED = ("OPTIQ_CACHE", "OPTIQ_EMBEDDED_MIXED_WHEEL")
 
 
 class DemoError(OptiqError):
@@ -53,7 +53,7 @@ class DaemonHost:
         with log:
             # A session of its own: Ctrl-C in the demo's terminal must not reach it before the demo has cleaned up.
             self._process = subprocess.Popen(
-                [*command, "--model", EMBEDDED, *self._options],
+                [*command, "--model", EMBEDDED_MIXED, *self._options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -12,7 +12,7 @@ from typing import Any
 
 import optiq_core.experiments
 from optiq_client import AdapterState, Client, JobState, NotFound, RankScaling, TrainingConfig
-from optiq_core.base import EMBEDDED, read_metadata, resolve_base
+from optiq_core.base import EMBEDDED_MIXED, read_metadata, resolve_base
 from optiq_core.experiments.tasks import DEMO_JOBS, DemoJob, Item, boxed, score, write_data
 
 from .chorus import Answer, Chorus, answer_items, ask_all
@@ -53,8 +53,8 @@ def run_demo(host: DaemonHost, narrator: Narrator) -> DemoReport:
     Raises:
         OptiqError: something could not be done, or did not turn out as claimed.
     """
-    with narrator.step("fetch and import the base"):
-        folder = resolve_base(EMBEDDED, progress=narrator.line)
+    with narrator.step("fetch the base and convert it to mixed precision"):
+        folder = resolve_base(EMBEDDED_MIXED, progress=narrator.line)
         metadata = read_metadata(folder)
         narrator.say(f"{folder.name}, {metadata.bits_per_weight:.2f} bits per weight, {_bits(metadata.layer_bits)}")
     report = DemoReport(str(host.home), {"path": str(folder), "bits_per_weight": metadata.bits_per_weight})
