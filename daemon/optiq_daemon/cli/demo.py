@@ -21,13 +21,14 @@ def demo(*, keep: bool, as_json: bool) -> None:
 
     Takes a few minutes on two CPU cores. Progress is on stderr, the result on stdout.
     """
+    from optiq_core.base import EMBEDDED_MIXED
     from optiq_daemon.demo.host import DaemonHost
     from optiq_daemon.demo.narrator import Narrator
     from optiq_daemon.demo.run import STEPS, answers_table, run_demo
 
     # Told to end, it ends as on Ctrl-C: with the daemon stopped and the temporary home removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    host = DaemonHost()
+    host = DaemonHost(model=EMBEDDED_MIXED)
     finished = False
     try:
         report = run_demo(host, Narrator(STEPS))

@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 
 from optiq_client import Client, OptiqClientError
-from optiq_core.base import EMBEDDED_MIXED
+from optiq_core.base import EMBEDDED
 from optiq_core.errors import OptiqError
 
 START_SECONDS = 180.0
 STOP_SECONDS = 30.0
-SHARED = ("OPTIQ_CACHE", "OPTIQ_EMBEDDED_MIXED_WHEEL")
+SHARED = ("OPTIQ_CACHE", "OPTIQ_EMBEDDED_WHEEL")
 
 
 class DemoError(OptiqError):
@@ -24,14 +24,16 @@ class DemoError(OptiqError):
 
 
 class DaemonHost:
-    """A daemon with the embedded base in a temporary home.
+    """A daemon in a temporary home.
 
     Args:
         options: further flags of `optiq serve`.
+        model: the base.
     """
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, model: str = EMBEDDED) -> None:
         self._options = options
+        self._model = model
         self.home = Path(tempfile.mkdtemp(prefix="optiq-demo-"))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -53,7 +55,7 @@ class DaemonHost:
         with log:
             # A session of its own: Ctrl-C in the demo's terminal must not reach it before the demo has cleaned up.
             self._process = subprocess.Popen(
-                [*command, "--model", EMBEDDED_MIXED, *self._options],
+                [*command, "--model", self._model, *self._options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
