@@ -128,3 +128,13 @@ def test_what_is_public_is_documented(files: list[descriptor_pb2.FileDescriptorP
     for file in files:
         first = (ROOT / file.name).read_text().splitlines()[0]
         assert first.startswith("// "), f"{file.name}: begin with one line on what it is for"
+
+
+def test_every_training_setting_is_on_the_wire() -> None:
+    """The daemon answers with all settings of a job; one that the message lacks would fail the call."""
+    from msgspec.structs import fields
+
+    from optiq_core.train.config import TrainConfig
+    from optiq_protos.v1 import training_pb2
+
+    assert {field.name for field in fields(TrainConfig)} == set(training_pb2.TrainingConfig.DESCRIPTOR.fields_by_name)
