@@ -37,6 +37,8 @@ class CachePlan:
             every token and are not counted.
         float_bytes_per_token: the same without compression.
         notes: sentences on layers that were left alone.
+        heads: KV heads of the layers in ``codecs``.
+        dtype: of the model's own caches.
     """
 
     name: str
@@ -44,6 +46,17 @@ class CachePlan:
     bytes_per_token: float = 0.0
     float_bytes_per_token: float = 0.0
     notes: tuple[str, ...] = ()
+    heads: dict[int, int] = field(default_factory=dict)
+    dtype: mx.Dtype = mx.float32
+
+    @property
+    def float_bits(self) -> int:
+        """Bits of a value that is not compressed."""
+        return 8 * self.dtype.size
+
+    def values_of(self, layer: int) -> int:
+        """Return the values that a compressed layer caches per token."""
+        return 2 * self.heads[layer] * self.codecs[layer].dim
 
     def __call__(self, model: nn.Module) -> list[Any]:
         """Return the caches of one row, one per layer."""
@@ -66,8 +79,9 @@ def plan_caches(model: nn.Module, wanted: UniformCache | Sequence[LayerCache] | 
     """
     layers = _heads(model)
     total = float(sum(heads.bytes_per_token for heads in layers.values()))
+    dtype = next((heads.dtype for heads in layers.values()), mx.float32)
     if wanted is None:
-        return CachePlan(FLOAT, {}, total, total)
+        return CachePlan(FLOAT, {}, total, total, dtype=dtype)
     patch_attention()
     if isinstance(wanted, UniformCache):
         codecs, notes = _uniform(wanted, layers, len(make_prompt_cache(model)))
@@ -80,7 +94,7 @@ def plan_caches(model: nn.Module, wanted: UniformCache | Sequence[LayerCache] | 
     for layer, codec in codecs.items():
         heads = layers[layer]
         compressed += vector_bytes(codec, heads.dtype) * 2 * heads.count - heads.bytes_per_token
-    return CachePlan(name, codecs, compressed, total, tuple(notes))
+    return CachePlan(name, codecs, compressed, total, tuple(notes), {i: layers[i].count for i in codecs}, dtype)
 
 
 def codec_for(method: str, bits: float, dim: int, group_size: int, layer: int) -> Codec:

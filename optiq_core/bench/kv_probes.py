@@ -1,0 +1,223 @@
+"""What a KV cache loses: in attention, in the next token, and in finding one key among thousands."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..kv.cache import CompressedKVCache
+from ..kv.factory import CachePlan, plan_caches
+from ..quant.calibration import CALIBRATION, EVALUATION, read_tokens
+from ..quant.divergence import Reference
+from ..train.loss import number
+
+DEPTHS = (0.05, 0.25, 0.5, 0.75, 0.95)
+_PASS_KEYS = ("70412", "38956", "15283", "92637", "46190")
+_NEEDLE = " The pass key is {}. Remember it: {} is the pass key. "
+_QUESTION = " What is the pass key? The pass key is"
+# Every so many layers are looked at where looking at all of them would tell the same.
+_LAYER_STRIDE = 3
+_QUERIES = 128
+
+
+class _Recorder(CompressedKVCache):
+    """Keeps queries, keys and values as they are, and attends to them exactly."""
+
+    def __init__(self) -> None:
+        self.offset = 0
+        self.seen: tuple[mx.array, mx.array, mx.array] | None = None
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> Any:
+        return keys, values
+
+    def attend(
+        self, queries: mx.array, keys: Any, values: Any, *, scale: float, mask: Any = None, sinks: Any = None
+    ) -> Any:
+        self.seen = (queries, keys, values)
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+
+
+class Probes:
+    """Measures any cache plan on one model and one text.
+
+    Args:
+        base: the loaded base; its layers all have plain caches of one head dimension.
+        quick: short texts.
+
+    Attributes:
+        layer_vectors: keys and values of the text by layer.
+        text_tokens: tokens of the text.
+        needles: how many needles of either kind are looked for, and at which lengths.
+    """
+
+    def __init__(self, base: Any, *, quick: bool = False) -> None:
+        self._model, self._tokenizer = base.model, base.tokenizer
+        length = 96 if quick else 1536
+        text = read_tokens(base.tokenizer, EVALUATION, most=length, length=length)
+        self._tokens = text.tokens[:1]
+        self.text_tokens = int(self._tokens.size)
+        self._record()
+        self._reference: Reference | None = None
+        self._lengths = (64, 128) if quick else (512, 2048, 8192)
+        self._trials = 1 if quick else 8
+        self._text_cases = self._hide((160,) if quick else (512, 1024), 2 if quick else len(DEPTHS))
+        layers = len(self._seen[::_LAYER_STRIDE])
+        heads = self._seen[0][1].shape[1]
+        self.needles = {
+            "planted": layers * heads * len(self._lengths) * len(DEPTHS) * self._trials,
+            "planted_lengths": list(self._lengths),
+            "text": len(self._text_cases),
+            "text_lengths": sorted({case[0].size for case in self._text_cases}),
+        }
+
+    def measure(self, plan: CachePlan) -> dict[str, Any]:
+        """Return everything but the times."""
+        error, attention_kl = self._attention(plan)
+        kl, perplexity = self._next_token(plan)
+        return {
+            "attention_error": error,
+            "attention_kl": attention_kl,
+            "kl": kl,
+            "ppl": perplexity,
+            "ppl_rel": 1.0,
+            "needle": self._needles(plan),
+            "needle_text": self._text_needles(plan),
+        }
+
+    def _record(self) -> None:
+        # Any compressed plan lets the model's attention hand its calls over.
+        plan_caches(self._model, [])
+        recorders = [_Recorder() for _ in self._model.layers]
+        mx.eval(self._model(self._tokens, cache=recorders))
+        self._seen = [r.seen for r in recorders if r.seen is not None]
+        mx.eval(self._seen)
+        self.layer_vectors = {i: (keys, values) for i, (_, keys, values) in enumerate(self._seen)}
+
+    def _attention(self, plan: CachePlan) -> tuple[float, float]:
+        errors, divergences = [], []
+        for layer in range(0, len(self._seen), _LAYER_STRIDE):
+            queries, keys, values = self._seen[layer]
+            queries = queries[:, :, -_QUERIES:]
+            codec = plan.codecs.get(layer)
+            seen = [x if codec is None else codec.decode(codec.encode(x), mx.float32) for x in (keys, values)]
+            exact_weights, exact = _attend(queries, keys, values)
+            weights, out = _attend(queries, *seen)
+            errors.append(number(mx.linalg.norm(out - exact) / mx.linalg.norm(exact)))
+            divergences.append(number((mx.exp(exact_weights) * (exact_weights - weights)).sum(axis=-1).mean()))
+        return float(np.mean(errors)), max(float(np.mean(divergences)), 0.0)
+
+    def _next_token(self, plan: CachePlan) -> tuple[float, float]:
+        logits = self._model(self._tokens, cache=plan(self._model))[0].astype(mx.float32)
+        mx.eval(logits)
+        if self._reference is None:
+            self._reference = Reference.of(logits)
+        kl = number(self._reference.kl(logits).mean())
+        targets = self._tokens[0, 1:]
+        chosen = mx.take_along_axis(logits[:-1], targets[:, None], axis=-1)[:, 0]
+        loss = number((mx.logsumexp(logits[:-1], axis=-1) - chosen).mean())
+        return max(kl, 0.0), math.exp(loss)
+
+    def _needles(self, plan: CachePlan) -> float:
+        """Share of planted keys that score highest for their own query.
+
+        Keys of the text fill the context. The needle is drawn from a Gaussian with the mean and covariance of a head's
+        keys; its query is the needle itself without the mean, as long as the layer's queries are. What counts is
+        whether the compressed needle still scores above all other compressed keys where it does so exactly.
+        """
+        rng = np.random.default_rng(0)
+        found = asked = 0
+        for layer in range(0, len(self._seen), _LAYER_STRIDE):
+            codec = plan.codecs.get(layer)
+            _, keys, _ = self._seen[layer]
+            for length in self._lengths:
+                context, needles, places, queries = _planted(np.array(keys[0]), length, self._trials, rng)
+                exact = _hits(context, needles, places, queries)
+                if codec is not None:
+                    context = _seen_as(codec, context)
+                    needles = _seen_as(codec, needles)
+                found += int((_hits(context, needles, places, queries) & exact).sum())
+                asked += int(exact.sum())
+        return found / max(asked, 1)
+
+    def _hide(self, lengths: tuple[int, ...], depths: int) -> list[tuple[mx.array, mx.array, str]]:
+        """Texts with a pass key, the question that follows, and what the model answers with float caches."""
+        encode = self._tokenizer.encode
+        question = mx.array(encode(_QUESTION))
+        filler = encode(CALIBRATION.read_text(encoding="utf-8"))
+        cases = []
+        for (length, depth), key in zip(itertools.product(lengths, DEPTHS[:depths]), itertools.cycle(_PASS_KEYS)):
+            needle = encode(_NEEDLE.format(key, key))
+            room = max(length - len(needle) - question.size, 0)
+            at = int(room * depth)
+            context = mx.array([*filler[:at], *needle, *filler[at:room]])
+            cases.append((context, question, key))
+        self._prefilled = [self._prefill(context) for context, _, _ in cases]
+        return cases
+
+    def _prefill(self, context: mx.array) -> list[tuple[mx.array, mx.array]]:
+        caches = plan_caches(self._model, None)(self._model)
+        mx.eval(self._model(context[None], cache=caches)[:, -1:])
+        return [cache.keys_and_values() for cache in caches]
+
+    def _text_needles(self, plan: CachePlan) -> float:
+        """Share of pass keys that the model repeats when the text before the question lies in this cache."""
+        right = 0
+        for (_, question, key), vectors in zip(self._text_cases, self._prefilled, strict=True):
+            caches = plan(self._model)
+            for cache, (keys, values) in zip(caches, vectors, strict=True):
+                cache.update_and_fetch(keys, values)
+            right += _answer(self._model, self._tokenizer, question, caches, len(key)) == key
+        return right / len(self._text_cases)
+
+
+def _answer(model: Any, tokenizer: Any, question: mx.array, caches: list[Any], digits: int) -> str:
+    tokens = question[None]
+    text: list[int] = []
+    for _ in range(digits + 2):
+        token = int(number(mx.argmax(model(tokens, cache=caches)[0, -1])))
+        text.append(token)
+        tokens = mx.array([[token]])
+    return re.sub(r"\D", "", tokenizer.decode(text))[:digits]
+
+
+def _attend(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    """Return log weights [B, Hkv, R, L, T] and the output of causal attention."""
+    batch, heads, length, dim = queries.shape
+    grouped = queries.reshape(batch, keys.shape[1], heads // keys.shape[1], length, dim)
+    scores = (grouped * dim**-0.5) @ keys[:, :, None].swapaxes(-1, -2)
+    total = keys.shape[2]
+    seen = mx.arange(total - length, total)[:, None] >= mx.arange(total)
+    scores = mx.where(seen, scores, mx.finfo(scores.dtype).min)
+    weights = scores - mx.logsumexp(scores, axis=-1, keepdims=True)
+    return weights, mx.exp(weights) @ values[:, :, None]
+
+
+def _planted(keys: Any, length: int, trials: int, rng: np.random.Generator) -> tuple[Any, Any, Any, Any]:
+    """Return a context [H, T, D], needles [H, N, D], their places [N] and their queries [H, N, D]."""
+    _, total, dim = keys.shape
+    context = keys[:, rng.integers(0, total, length)]
+    count = len(DEPTHS) * trials
+    mean = keys.mean(axis=1, keepdims=True)
+    spread = [np.linalg.cholesky(np.cov(head.T) + 1e-6 * np.eye(dim)) for head in keys]
+    needles = mean + np.stack([rng.standard_normal((count, dim)) @ root.T for root in spread])
+    places = np.repeat((np.array(DEPTHS) * length).astype(int), trials)
+    queries = needles - mean
+    return context, needles, places, queries
+
+
+def _hits(context: Any, needles: Any, places: Any, queries: Any) -> Any:
+    """Say of each head and needle whether it scores above the whole context without the key in whose place it is."""
+    scores = queries @ context.swapaxes(-1, -2)
+    scores[:, np.arange(len(places)), places] = -np.inf
+    own = (queries * needles).sum(axis=-1)
+    return own > scores.max(axis=-1)
+
+
+def _seen_as(codec: Any, vectors: Any) -> Any:
+    array = mx.array(vectors.astype(np.float32))[None]
+    return np.array(codec.decode(codec.encode(array), mx.float32)[0])
