@@ -29,6 +29,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from . import fused
 from .attention import group_queries, masked_softmax, patch_attention
 from .cache import CompressedKVCache
 from .codebook import codebook
@@ -119,10 +120,18 @@ class TurboQuantCodec:
         """Attention in the rotated space; see :meth:`optiq_core.kv.codec.Codec.attend`."""
         rotation = self._rotation.astype(queries.dtype)
         grouped = group_queries((queries * scale) @ rotation.T, keys[0].shape[1])
-        weights = masked_softmax(self._scores(grouped, keys), queries.shape[2], mask, sinks)
-        return self._weighted(weights, values).reshape(queries.shape) @ rotation
+        if fused.usable(self.dim, self._splits, grouped.shape[2]):
+            bits = self._splits[0][1]
+            codes, norms = keys
+            weights = masked_softmax(fused.scores(grouped, codes, norms, bits), queries.shape[2], mask, sinks)
+            codes, norms = values
+            out = fused.weighted(weights * norms.astype(weights.dtype).swapaxes(-1, -2), codes, self.dim, bits)
+        else:
+            weights = masked_softmax(self.plain_scores(grouped, keys), queries.shape[2], mask, sinks)
+            out = self.plain_weighted(weights, values)
+        return out.reshape(queries.shape) @ rotation
 
-    def _scores(self, queries: mx.array, keys: Parts) -> mx.array:
+    def plain_scores(self, queries: mx.array, keys: Parts) -> mx.array:
         """Return scores [B, Hkv, N, T] of rotated queries [B, Hkv, N, D]."""
         *codes, scale = keys
         blocks = []
@@ -134,7 +143,7 @@ class TurboQuantCodec:
         scores = blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=-1)
         return scores * scale.astype(queries.dtype).swapaxes(-1, -2)
 
-    def _weighted(self, weights: mx.array, values: Parts) -> mx.array:
+    def plain_weighted(self, weights: mx.array, values: Parts) -> mx.array:
         """Return the rotated output [B, Hkv, N, D] of weights [B, Hkv, N, T]."""
         *codes, scale = values
         weights = weights * scale.astype(weights.dtype).swapaxes(-1, -2)
