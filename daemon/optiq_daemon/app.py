@@ -116,6 +116,7 @@ class App:
             drop,
             settle_s=settings.settle_ms / 1000,
             reconcile_s=settings.reconcile_interval_s,
+            polling=settings.watch == "polling",
             known=lambda: [record.key for record in self.registry.records()],
             on_tenant=self._tenant_seen,
             on_change=self.ingest.discovered,

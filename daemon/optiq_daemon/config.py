@@ -27,6 +27,7 @@ from optiq_core.errors import KVConfigError, OptiqError
 
 ENVIRONMENT_PREFIX = "OPTIQ_"
 
+Watch = Literal["events", "polling"]
 BaseMismatch = Literal["refuse", "warn"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
@@ -63,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     default_temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
     default_top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     default_top_k: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    watch: Watch = "events"
     reconcile_interval_s: Annotated[float, msgspec.Meta(ge=0.2, le=3600)] = 5.0
     base_mismatch: BaseMismatch = "refuse"
     keep_versions: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
@@ -108,6 +110,7 @@ DESCRIPTIONS: dict[str, str] = {
     "default_temperature": "Temperature where a request does not say; 0 for greedy.",
     "default_top_p": "Nucleus mass where a request does not say; 1 for off.",
     "default_top_k": "Most likely tokens to keep where a request does not say; 0 for off.",
+    "watch": "events or polling: how changes of the drop folder are noticed; network file systems need polling.",
     "reconcile_interval_s": "Seconds between looks at the drop folder for changes that raised no event.",
     "base_mismatch": "refuse or warn: what to do with adapters that record the digest of another base.",
     "keep_versions": "Versions that each adapter name keeps for rollback, the served one included.",

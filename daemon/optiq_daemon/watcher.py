@@ -16,6 +16,7 @@ from pathlib import Path
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
+from watchdog.observers.polling import PollingObserver
 
 from optiq_core.errors import AdapterError
 from optiq_daemon.names import DEFAULT_TENANT, ID_RULE, AdapterKey, is_id
@@ -45,6 +46,7 @@ class DropWatcher:
         root: the drop folder; made, with the default tenant's folder, when missing.
         settle_s: seconds without a change, and with no file open for writing, after which a folder is taken.
         reconcile_s: seconds between looks at everything.
+        polling: compare the folder with itself in place of asking the system for events, as network file systems need.
         known: names that exist now; those without a folder are reported as settled too.
         on_tenant: a tenant's folder is there.
         on_change: a folder began to change.
@@ -58,6 +60,7 @@ class DropWatcher:
         *,
         settle_s: float,
         reconcile_s: float,
+        polling: bool = False,
         known: Callable[[], Iterable[AdapterKey]],
         on_tenant: Callable[[str], None],
         on_change: Callable[[AdapterKey], None],
@@ -77,7 +80,7 @@ class DropWatcher:
         self._pending: dict[AdapterKey, _Pending] = {}
         self._looks: dict[AdapterKey, str] = {}
         self._ignored: set[str] = set()
-        self._observer = _Observer(self._root, self._from_thread)
+        self._observer = _Observer(self._root, self._from_thread, polling=polling)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._look_now = asyncio.Event()
         self._tasks = Tasks()
@@ -195,22 +198,23 @@ class DropWatcher:
 class _Observer:
     """watchdog's observer, started anew when the folder that it watches is replaced by another."""
 
-    def __init__(self, root: Path, report: Callable[[FileSystemEvent], None]) -> None:
+    def __init__(self, root: Path, report: Callable[[FileSystemEvent], None], *, polling: bool) -> None:
         self._root = root
         self._handler = _Handler(report)
-        self._observer = Observer()
+        self._kind = PollingObserver if polling else Observer
+        self._observer = self._kind()
         self._inode = 0
 
     def start(self) -> None:
         self._inode = self._root.stat().st_ino
-        self._observer = Observer()
+        self._observer = self._kind()
         self._observer.schedule(self._handler, str(self._root), recursive=True)
         self._observer.start()
 
     def follow(self) -> None:
         if self._inode and (self._root.stat().st_ino != self._inode or not self._watches()):
             log.warning("the drop folder %s was replaced; watching the new one", self._root)
-            self._observer.stop()
+            self._end()
             self.start()
 
     def _watches(self) -> bool:
@@ -218,9 +222,16 @@ class _Observer:
         return self._observer.is_alive() and all(emitter.is_alive() for emitter in self._observer.emitters)
 
     def stop(self) -> None:
-        self._observer.stop()
+        self._end()
         if self._observer.is_alive():
             self._observer.join(timeout=5)
+
+    def _end(self) -> None:
+        try:
+            self._observer.stop()
+        except KeyError as error:
+            # watchdog loses count of folders that were renamed while it watched them, and stumbles when it ends.
+            log.info("the drop folder's watch ended with folders that it did not know: %s", error)
 
 
 class _Handler(FileSystemEventHandler):

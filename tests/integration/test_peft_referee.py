@@ -114,3 +114,29 @@ def test_a_pissa_adapter_is_refused(tmp_path: Path) -> None:
     get_peft_model(same_model_in_torch(model), config).save_pretrained(str(tmp_path))
     with pytest.raises(AdapterError, match="BASE_CHANGED"):
         mount_adapter_on_model(model, "pissa", tmp_path)
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("ranks", [False, True], ids=["one-rank", "ranks"])
+def test_peft_loads_our_export_with_the_same_logits(tmp_path: Path, dora: bool, ranks: bool) -> None:
+    from peft import PeftModel
+
+    from optiq_core.adapters.export import export_adapter
+    from optiq_core.adapters.merge import merge_adapters
+    from tests.unit.tiny import write_mlx_adapter
+
+    model = tiny_model()
+    source = write_mlx_adapter(tmp_path / "one", tiny_model(), rank=3, dora=dora, seed=1)
+    if ranks:
+        if dora:
+            pytest.skip("DoRA adapters have one rank")
+        other = write_mlx_adapter(tmp_path / "two", tiny_model(), rank=5, seed=2, targets=("q_proj", "down_proj"))
+        merge_adapters([(source, 0.5), (other, -0.25)], tmp_path / "ranks")
+        source = tmp_path / "ranks"
+    export_adapter(source, tmp_path / "peft", "peft")
+    tuned = PeftModel.from_pretrained(same_model_in_torch(model), str(tmp_path / "peft")).eval()
+    mount_adapter_on_model(model, "ours", source)
+    with AdapterActivation("ours"):
+        ours = np.array(model(mx.array(TOKENS)))
+    assert np.abs(ours - np.array(tiny_model()(mx.array(TOKENS)))).max() > 0.01
+    assert np.abs(ours - torch_logits(tuned)).max() < TOLERANCE

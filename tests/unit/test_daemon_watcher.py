@@ -151,3 +151,19 @@ async def test_a_drop_folder_that_is_replaced_is_watched_again(tmp_path: Path) -
     (made.root / "default" / "again").mkdir()
     await made.until(lambda: made.count("again") >= 1)
     await made.watcher.stop()
+
+
+async def test_folders_that_were_renamed_do_not_keep_it_from_stopping(tmp_path: Path) -> None:
+    made = Seen(tmp_path / "adapters")
+    await made.watcher.start()
+    for name in ("one", "two"):
+        folder = made.root / "default" / name
+        folder.mkdir()
+        (folder / "file").write_bytes(b"x")
+    await made.until(lambda: made.count("one") >= 1 and made.count("two") >= 1)
+    (made.root / "default" / "one").rename(tmp_path / "aside")
+    (made.root / "default" / "two").rename(made.root / "default" / "one")
+    shutil.rmtree(made.root / "default" / "one")
+    (tmp_path / "aside").rename(made.root / "default" / "two")
+    await made.until(lambda: made.count("two") >= 2)
+    await made.watcher.stop()

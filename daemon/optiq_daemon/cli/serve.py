@@ -34,6 +34,8 @@ _OPTIONS: tuple[tuple[str, str, type, str], ...] = (
     ("default-top-p", "P", float, "Nucleus mass where a request does not say; 1 for off."),
     ("default-top-k", "K", int, "Most likely tokens to keep where a request does not say; 0 for off."),
     ("reconcile-interval-s", "S", float, "Seconds between looks at the drop folder for changes without an event."),
+    ("watch", "HOW", str, "events or polling: how changes of the drop folder are noticed."),
+    ("base-mismatch", "HOW", str, "refuse or warn: adapters that record the digest of another base."),
     ("keep-versions", "N", int, "Versions that each adapter name keeps for rollback, the served one included."),
     ("adapter-budget-mb", "MB", float, "Adapters in the engine at a time; 0: a quarter of what the base leaves free."),
     ("keep-alive-s", "S", float, "Seconds without a request after which an adapter leaves the engine; 0: never."),
