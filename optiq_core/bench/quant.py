@@ -6,6 +6,7 @@ the choice of bits alone. The text and the questions are not in the calibration 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,8 +43,8 @@ def run(
 
     Returns:
         ``rows`` of ``{name, bpw, kl, ppl, accuracy, bytes}`` with KL from the float row in nats per token,
-        ``kl_uniform_over_mixed``, what greedy allocation loses against the exact one, the mixed row's modules per
-        option, and the run's description.
+        ``kl_uniform_over_mixed`` and the ``limit`` of that ratio, what greedy allocation loses against the exact one,
+        the mixed row's modules per option, and the run's description.
 
     Raises:
         OptiqError: the model cannot be loaded or quantized.
@@ -95,6 +96,7 @@ def run(
     return {
         "rows": rows,
         "kl_uniform_over_mixed": rows[2]["kl"] / rows[3]["kl"],
+        "limit": _limit(mixed, four.label),
         "mixed_modules": dict(sorted(counts.items())),
         "allocator": {
             "greedy_kl": mixed.allocation.kl,
@@ -169,6 +171,21 @@ class _Table:
             "accuracy": sum(right) / len(right),
             "bytes": stored // 8,
         }
+
+
+def _limit(plan: Any, label: str) -> float | None:
+    """The ratio that no allocation of the same size can exceed while KL falls by a factor of four with every bit.
+
+    With real-valued bits the optimum equalizes KL per weight, which then is the geometric mean of what uniform bits
+    give, where their own KL is the arithmetic mean (the rate-distortion argument behind reverse water-filling).
+    """
+    costs = [(t.size, plan.sensitivity[t.path].get(label)) for t in plan.targets]
+    if not all(kl for _, kl in costs):
+        return None
+    total = sum(size for size, _ in costs)
+    arithmetic = sum(kl for _, kl in costs) / total
+    geometric = math.exp(sum(size / total * math.log(kl / size) for size, kl in costs))
+    return round(arithmetic / geometric, 4)
 
 
 def _exact(settings: Any) -> Any:
