@@ -159,6 +159,22 @@ def test_a_blend_is_what_grpc_answers(gpt: openai.OpenAI, grpc_client: Client) -
         gpt.chat.completions.create(model="pirate", messages=QUESTION, extra_body={"adapters": weights})
 
 
+def test_routes_are_models(gpt: openai.OpenAI, claude: anthropic.Anthropic, grpc_client: Client) -> None:
+    grpc_client.routes.set("canary", {"base": 1, "pirate": 1}, sticky=True)
+    try:
+        assert [model.id for model in gpt.models.list()] == [BASE, "pirate", "canary"]
+        texts = set()
+        for user in range(6):
+            asked = {"model": "canary", "messages": QUESTION, "max_tokens": 2}
+            answer = gpt.chat.completions.create(**asked, user=f"user-{user}")
+            same = claude.messages.create(**asked, metadata={"user_id": f"user-{user}"})
+            assert same.content[0].text == answer.choices[0].message.content
+            texts.add(same.content[0].text)
+        assert len(texts) == 2
+    finally:
+        grpc_client.routes.delete("canary")
+
+
 def test_stop_strings_and_limits(gpt: openai.OpenAI) -> None:
     free = gpt.completions.create(model=BASE, prompt="1, 2, 3,", max_tokens=8).choices[0]
     stop = free.text[4:6]

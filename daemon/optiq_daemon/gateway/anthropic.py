@@ -37,6 +37,12 @@ class Message(msgspec.Struct):
     content: str | list[TextPart]
 
 
+class Metadata(msgspec.Struct):
+    """Of one user, requests go to the same target of a sticky route."""
+
+    user_id: str | None = None
+
+
 class MessagesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/messages. `min_p`, `seed` and `adapter_scale` are ours; send them as `extra_body`."""
 
@@ -57,8 +63,8 @@ class MessagesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     thinking: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
     mcp_servers: list[Any] | None = None
+    metadata: Metadata | None = None
     # These change no answer here.
-    metadata: Any = None
     service_tier: Any = None
     cache_control: Any = None
 
@@ -74,6 +80,7 @@ def message_request(body: MessagesBody, *, tenant: str, base: str) -> pb.Generat
         raise InvalidRequestError.of("model", f"must not be empty; the bare base is {base!r}")
     request = pb.GenerateRequest(parent=f"tenants/{tenant}", adapter=adapter_of(body.model, base))
     request.max_tokens = body.max_tokens
+    request.sticky_key = (body.metadata and body.metadata.user_id) or ""
     request.stop.extend(body.stop_sequences or [])
     if body.adapter_scale is not None:
         request.adapter_scale = body.adapter_scale

@@ -67,8 +67,9 @@ class Sampled(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    # These change no answer here.
-    user: Any = None
+    # Requests of one user, or with one key, go to the same target of a sticky route.
+    user: str | None = None
+    prompt_cache_key: str | None = None
 
     @property
     def usage_wanted(self) -> bool:
@@ -108,12 +109,12 @@ class ChatBody(Sampled, kw_only=True, forbid_unknown_fields=True):
     audio: dict[str, Any] | None = None
     prediction: dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
+    # These change no answer here.
     metadata: Any = None
     store: Any = None
     service_tier: Any = None
     parallel_tool_calls: Any = None
     safety_identifier: Any = None
-    prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
     reasoning_effort: Any = None
     verbosity: Any = None
@@ -179,6 +180,7 @@ def _sampled(body: Sampled, tenant: str, base: str) -> pb.GenerateRequest:
     request = pb.GenerateRequest(parent=f"tenants/{tenant}", adapter=adapter_of(body.model, base))
     if not body.model:
         raise InvalidRequestError.of("model", f"must not be empty; the bare base is {base!r}")
+    request.sticky_key = body.prompt_cache_key or body.user or ""
     for name, weight in (body.adapters or {}).items():
         if body.model != base:
             raise InvalidRequestError.of("adapters", f"a blend needs the base as its model: {base!r}")

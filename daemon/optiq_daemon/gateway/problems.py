@@ -42,6 +42,7 @@ _FIELDS = {
     "token_ids": "prompt",
     "token_ids.ids": "prompt",
     "messages.messages": "messages",
+    "sticky_key": "user",
 }
 
 

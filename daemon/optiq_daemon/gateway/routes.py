@@ -27,6 +27,7 @@ from optiq_daemon.gateway.openai_bodies import ChatBody, Sampled, TextBody, chat
 from optiq_daemon.gateway.openai_shapes import ChatShape, OpenAIShape, TextShape
 from optiq_daemon.gateway.problems import Problem, problem_of
 from optiq_daemon.records import AdapterRecord
+from optiq_daemon.routes import RouteRecord
 from optiq_daemon.states import EngineState
 from optiq_protos.v1 import generation_pb2 as pb
 
@@ -68,7 +69,7 @@ class Gateway:
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
         tenant = tenant_of(request)
-        models = [self._base_model(), *map(self._adapter_model, self._served(tenant))]
+        models = [self._base_model(), *self._named_models(tenant)]
         if "anthropic-version" in request.headers:
             models = [_anthropic_model(model) for model in models]
             return Json({"data": models, "has_more": False, "first_id": models[0]["id"], "last_id": models[-1]["id"]})
@@ -78,7 +79,7 @@ class Gateway:
         """GET /v1/models/{id}."""
         tenant, name = tenant_of(request), request.path_params["name"]
         models = [self._base_model()] if name == self._base else []
-        models += [self._adapter_model(record) for record in self._served(tenant) if record.adapter == name]
+        models += [model for model in self._named_models(tenant) if model["id"] == name]
         if not models:
             raise NotFoundError("adapter", name[:128], f"there is no model {name[:128]!r}; GET /v1/models lists them")
         return Json(_anthropic_model(models[0]) if "anthropic-version" in request.headers else models[0])
@@ -102,8 +103,14 @@ class Gateway:
         updates = run(self._app.generations.serve, requests)
         return Answer(updates, made, count=len(requests), stream=bool(body.stream))
 
+    def _named_models(self, tenant: str) -> list[dict[str, Any]]:
+        """What a tenant can name besides the base. A route hides the adapter whose name it has taken over."""
+        models = {record.adapter: self._adapter_model(record) for record in self._served(tenant)}
+        models |= {route.id: self._route_model(route) for route in self._app.routes.of(tenant)}
+        return list(models.values())
+
     def _served(self, tenant: str) -> list[AdapterRecord]:
-        """What a tenant can name: its own adapters, then those that others share under a name that it does not have."""
+        """A tenant's own adapters, then those that others share under a name that it does not have."""
         records = {record.adapter: record for record in self._app.registry.records(tenant)}
         for key in self._app.tenants.shared():
             if (shared := self._app.registry.find(key)) is not None:
@@ -120,6 +127,16 @@ class Gateway:
             "created": int(record.create_time),
             "owned_by": f"tenants/{record.tenant}",
             "root": f"{record.adapter}@{record.digest}",
+            "parent": self._base,
+        }
+
+    def _route_model(self, route: RouteRecord) -> dict[str, Any]:
+        return {
+            "id": route.id,
+            "object": "model",
+            "created": int(route.create_time),
+            "owned_by": f"tenants/{route.tenant}",
+            "root": f"tenants/{route.tenant}/routes/{route.id}",
             "parent": self._base,
         }
 
