@@ -29,6 +29,7 @@ CacheFactory = Callable[[nn.Module], list[Any]]
 _SIMILAR = 64
 # A prompt waits for another that begins the same way if that saves so many tokens.
 _WORTH_WAITING = 64
+_STEPS_PER_CLEARING = 512
 
 
 class Drawn(NamedTuple):
@@ -67,6 +68,7 @@ class Batch:
         self._fresh: dict[Row, RowAdapters] = {}
         self._waves: deque[Wave] = deque()
         self._fresh_first = True
+        self._steps = 0
         self._ended: list[tuple[Row, list[int], list[Any]]] = []
         self._decoding = DecodeBatch.empty(self._model, greedy_sampler)
         self._decoding.wants_logprobs = lambda row: row.request.top_logprobs is not None
@@ -113,6 +115,10 @@ class Batch:
     def decode(self) -> list[Drawn]:
         """Draw a token for every row that is past its prompt. A row stays until it is removed."""
         drawn = []
+        self._steps += 1
+        if self._steps % _STEPS_PER_CLEARING == 0:
+            # A cache grows by a block every 256 tokens: buffers of sizes that never come again would pile up.
+            mx.clear_cache()
         for response in self._decoding.next():
             top = response.uid.request.top_logprobs
             told = None if top is None else token_logprob(response.logprobs, response.token, top)
