@@ -7,6 +7,7 @@ stderr; ``--rounds 1 --seed N`` repeats it. Exit code 1 if an answer differed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -33,10 +34,9 @@ def main() -> int:
     began = time.monotonic()
     total = Report()
     rounds = {"tiny": 0, "embedded": 0}
-    seed = options.seed
-    while time.monotonic() - began < 60 * options.minutes and (
-        not options.rounds or seed - options.seed < options.rounds
-    ):
+    for seed in itertools.islice(itertools.count(options.seed), options.rounds or None):
+        if time.monotonic() - began > 60 * options.minutes:
+            break
         kind = options.only or ("embedded" if seed % _EMBEDDED_EVERY == 0 else "tiny")
         with tempfile.TemporaryDirectory() as folder:
             report = (tiny_round if kind == "tiny" else embedded_round)(Path(folder), seed)
