@@ -149,6 +149,7 @@ class App:
             silence_s=settings.trainer_silence_s,
             attempts=settings.trainer_attempts,
             load_in=settings.load_in,
+            memory_bytes=int(settings.training_memory_mb * 1e6),
             gate=self.quotas,
             weight=self._weight,
             usage=self.usage,

@@ -76,6 +76,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 20.0
     trainer_silence_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
     trainer_attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
+    training_memory_mb: Annotated[float, msgspec.Meta(ge=0, le=10_000_000)] = 0.0
 
     @property
     def home_path(self) -> Path:
@@ -122,6 +123,8 @@ DESCRIPTIONS: dict[str, str] = {
     "drain_seconds": "Seconds that running requests get to finish when the daemon is told to stop.",
     "trainer_silence_s": "Seconds without a sign of life after which a trainer is killed.",
     "trainer_attempts": "Trainer processes that may die in a row without a new checkpoint.",
+    "training_memory_mb": "Megabytes (1e6) that a training job may take; a larger one is refused, with advice. "
+    "0: what is free.",
 }
 
 # Flags of `optiq serve` that are not named after their key.

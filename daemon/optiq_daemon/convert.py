@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from optiq_core.planner.plan import Verdict
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.events import Progress
 from optiq_core.train.schemes import RANK_SCALINGS, RankScaling
@@ -142,6 +143,31 @@ def job(record: JobRecord) -> training_pb2.TrainingJob:
         adapter_digest=record.adapter_digest,
         attempts=record.attempts,
         etag=f"{record.id[-8:]}-{record.version}",
+        plan=plan(record.plan) if record.plan else None,
+    )
+
+
+def plan(verdict: Verdict) -> training_pb2.TrainingPlan:
+    """A plan held against what there is."""
+    step = verdict.step
+    return training_pb2.TrainingPlan(
+        expected_bytes=verdict.expected_bytes,
+        bound_bytes=verdict.bound_bytes,
+        free_bytes=verdict.ceiling.free_bytes,
+        base_bytes=step.base_bytes,
+        adapter_bytes=step.adapter_bytes,
+        optimizer_bytes=step.optimizer_bytes,
+        activation_bytes=step.activation_bytes,
+        temporary_bytes=step.temporary_bytes,
+        live_buffers=step.live_buffers,
+        resource_limit=verdict.ceiling.resources,
+        fits=verdict.fits,
+        reasons=verdict.reasons,
+        advice=[
+            training_pb2.TrainingAdvice(text=a.text, expected_bytes=a.expected_bytes, time_ratio=a.time_ratio)
+            for a in verdict.advice
+        ],
+        peak_at=step.where,
     )
 
 

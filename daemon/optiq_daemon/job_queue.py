@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -14,9 +15,12 @@ from pathlib import Path
 import msgspec
 
 from optiq_core.errors import AdapterError, DataError, OptiqError
+from optiq_core.planner.calibration import CalibrationStore, Observation
+from optiq_core.planner.plan import Verdict
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.events import CheckpointSaved, Event, Progress, Started, Warned
 from optiq_core.train.records import check_data
+from optiq_daemon import planning
 from optiq_daemon.errors import NotFoundError, RefusedError, log_unexpected
 from optiq_daemon.events import EventLog
 from optiq_daemon.fairness import VirtualCounters
@@ -36,6 +40,8 @@ log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 1.0
 LAST_BACKOFF_S = 30.0
+# Between looks at whether there is memory for a job that fits in principle.
+MEMORY_POLL_S = 15.0
 
 
 class JobQueue:
@@ -46,6 +52,7 @@ class JobQueue:
         silence_s: seconds without a sign of life after which a trainer is killed.
         attempts: trainer processes that may die in a row without a new checkpoint.
         load_in: how the base is quantized at load, as the engine has it; empty for as it is.
+        memory_bytes: what a job may take; 0 for what is free.
         gate: says how many jobs a tenant may have open.
         weight: a tenant's share of training time, relative to the others.
         usage: where training time is counted.
@@ -62,6 +69,7 @@ class JobQueue:
         silence_s: float,
         attempts: int,
         load_in: str = "",
+        memory_bytes: int = 0,
         gate: QuotaGate,
         weight: Callable[[str], float],
         usage: UsageTable,
@@ -74,6 +82,7 @@ class JobQueue:
         self._silence_s = silence_s
         self._attempts = attempts
         self._load_in = load_in
+        self._memory_bytes = memory_bytes
         self._gate = gate
         self._usage = usage
         # Seconds of training, shared like tokens are: the tenant with the least, by its weight, is next.
@@ -136,6 +145,33 @@ class JobQueue:
         self._turns.enter(tenant)
         self.changed.notify()
         return record
+
+    async def plan(self, config: TrainConfig) -> Verdict:
+        """What a job would take; queues nothing.
+
+        Raises:
+            RefusedError: the engine has not said what base there is, or the job cannot be planned.
+        """
+        if self._engine.base is None:
+            raise RefusedError("the engine is still loading the base", reason="BASE_NOT_LOADED")
+        with tempfile.TemporaryDirectory(prefix="optiq-plan-") as folder:
+            job = Path(folder) / "job.json"
+            await asyncio.to_thread(_write, job, self._job_file(config, self._engine.base.path, "plan", "plan"))
+            calibration = self._folder / planning.CALIBRATION_NAME
+            verdict = await planning.ask(job, limit_bytes=self._memory_bytes, calibration=calibration)
+        if verdict is None:
+            raise RefusedError("the job cannot be planned; the daemon's log says why", reason="NOT_PLANNED")
+        return verdict
+
+    def _job_file(self, config: TrainConfig, base_path: str, adapter_id: str, name: str) -> bytes:
+        job = {
+            "base_path": base_path,
+            "load_in": self._load_in or None,
+            "config": msgspec.to_builtins(config),
+            "adapter_id": adapter_id,
+            "job": name,
+        }
+        return msgspec.json.encode(job)
 
     def get(self, key: JobKey) -> JobRecord:
         """One job.
@@ -268,19 +304,41 @@ class JobQueue:
             await first_of(*tickets)
         if record.state.ended or self._engine.base is None:
             return
-        await self._train(record, self._engine.base.path)
+        await self._prepare(record, self._engine.base.path)
+        if await self._admitted(record):
+            await self._train(record)
 
-    async def _train(self, record: JobRecord, base_path: str) -> None:
+    async def _prepare(self, record: JobRecord, base_path: str) -> None:
         folder = self._folder / record.id
         folder.mkdir(parents=True, exist_ok=True)
-        job = {
-            "base_path": base_path,
-            "load_in": self._load_in or None,
-            "config": msgspec.to_builtins(record.config),
-            "adapter_id": record.adapter_id,
-            "job": record.key.name,
-        }
-        await asyncio.to_thread(_write, folder / "job.json", msgspec.json.encode(job))
+        job = self._job_file(record.config, base_path, record.adapter_id, record.key.name)
+        await asyncio.to_thread(_write, folder / "job.json", job)
+
+    async def _admitted(self, record: JobRecord) -> bool:
+        """Plan the job against what is free; waits where that is too little now, refuses where it will never do.
+
+        A job that cannot be planned runs: the planner must not be what keeps a trainer from working.
+        """
+        job = self._folder / record.id / "job.json"
+        calibration = self._folder / planning.CALIBRATION_NAME
+        while not record.state.ended and not self._draining:
+            if record.state is not JobState.WAITING:
+                self._set(record, JobState.PLANNING, "")
+            verdict = await planning.ask(job, limit_bytes=self._memory_bytes, calibration=calibration)
+            record.plan = verdict
+            if record.state.ended:
+                return False
+            if verdict is None or verdict.fits:
+                return True
+            if planning.never_fits(verdict):
+                self._set(record, JobState.REFUSED, planning.refusal(verdict))
+                return False
+            self._set(record, JobState.WAITING, f"for memory: {'; '.join(verdict.reasons)}")
+            await self._pause(record, MEMORY_POLL_S)
+        return False
+
+    async def _train(self, record: JobRecord) -> None:
+        folder = self._folder / record.id
         backoff = FIRST_BACKOFF_S
         while not record.state.ended:
             trainer = Trainer(folder, silence_s=self._silence_s, on_event=lambda event: self._heard(record, event))
@@ -318,6 +376,7 @@ class JobQueue:
         return min(2 * seconds, LAST_BACKOFF_S)
 
     async def _ended(self, record: JobRecord, outcome: Outcome) -> None:
+        await asyncio.to_thread(self._learn, record)
         if outcome.kind == "succeeded":
             await self._publish(record, Path(outcome.detail))
         elif outcome.kind == "failed":
@@ -326,6 +385,14 @@ class JobQueue:
             self._set(record, JobState.CANCELLED, outcome.detail)
         else:
             self._died(record, outcome.detail)
+
+    def _learn(self, record: JobRecord) -> None:
+        """Teach the calibration a peak above the plan; one below may only mean that the longest batch did not come."""
+        if record.plan is None or record.progress is None:
+            return
+        seen = Observation(record.plan.step.peak_bytes, record.progress.peak_memory_bytes)
+        if seen.measured > seen.predicted:
+            CalibrationStore(self._folder / planning.CALIBRATION_NAME).add(record.plan.ceiling.device, seen)
 
     async def _publish(self, record: JobRecord, adapter: Path) -> None:
         key = AdapterKey(record.tenant, record.adapter_id)

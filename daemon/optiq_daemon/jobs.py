@@ -6,6 +6,7 @@ import time
 
 import msgspec
 
+from optiq_core.planner.plan import Verdict
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.events import Progress
 from optiq_daemon.names import JobKey
@@ -36,6 +37,7 @@ class JobRecord(msgspec.Struct, kw_only=True):
     stalled: int = 0
     checkpoint_step: int = 0
     cancel_requested: bool = False
+    plan: Verdict | None = None
     version: int = 0
 
     @property

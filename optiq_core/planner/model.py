@@ -9,18 +9,20 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.utils import dequantize_model, load_model
 
+from optiq_core.base.load_in import LoadIn, quantize_at_load
 from optiq_core.base.metadata import BaseMetadata, ModuleBits, read_config, read_metadata
 from optiq_core.errors import BaseModelError
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
-def lazy_model(folder: Path, *, dense: bool) -> tuple[Any, BaseMetadata]:
+def lazy_model(folder: Path, *, dense: bool, load_in: LoadIn | None = None) -> tuple[Any, BaseMetadata]:
     """The model of a base and its bits per module, without reading or allocating a weight.
 
     Args:
         folder: an mlx-lm model folder; without weight files, config.json decides on types and quantization.
         dense: weights as float32, as :func:`optiq_core.base.load_base` makes them on the CPU.
+        load_in: quantize an unquantized base, as at load.
 
     Raises:
         BaseModelError: mlx-lm has no such architecture, or its configuration is incomplete.
@@ -36,6 +38,8 @@ def lazy_model(folder: Path, *, dense: bool) -> tuple[Any, BaseMetadata]:
         raise
     except Exception as error:  # mlx-lm raises whatever its model classes raise
         raise BaseModelError(f"{folder / 'config.json'}: mlx-lm cannot build this model: {error}") from error
+    if load_in:
+        metadata, _ = quantize_at_load(model, metadata, load_in, folder)
     if dense:
         # The same calls as when the base is loaded for real, so that the same modules become dense.
         model.set_dtype(mx.float32)

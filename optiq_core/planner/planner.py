@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from optiq_core.base.load_in import LoadIn
 from optiq_core.planner.calibration import Calibration
 from optiq_core.planner.ceilings import Ceiling
 from optiq_core.planner.devices import BACKENDS
@@ -38,12 +39,14 @@ class Planner:
         calibration: what finished steps on the device have taught.
         examples: the data, tokenized at the longest length that is considered; without, every example is as long as
             the configuration allows and trained on all of its tokens.
+        load_in: how an unquantized base is quantized at load.
     """
 
     folder: Path
     ceiling: Ceiling
     calibration: Calibration = field(default_factory=Calibration)
     examples: Sequence[Example] = ()
+    load_in: LoadIn | None = None
     _plans: dict[tuple[Any, ...], StepPlan] = field(default_factory=dict)
     _split: bool | None = None
     _recurrent: bool | None = None
@@ -80,7 +83,7 @@ class Planner:
 
     def _plan(self, config: TrainConfig, shape: StepShape) -> StepPlan:
         backend = BACKENDS[self.ceiling.backend]
-        model, metadata = lazy_model(self.folder, dense=backend.name == "cpu")
+        model, metadata = lazy_model(self.folder, dense=backend.name == "cpu", load_in=self.load_in)
         if self._split is None:
             self._split = splits(model)
             self._recurrent = is_recurrent(model)

@@ -71,7 +71,9 @@ if TYPE_CHECKING:
         Status,
         Timings,
         TokenLogprob,
+        TrainingAdvice,
         TrainingConfig,
+        TrainingPlan,
         Usage,
     )
 
@@ -169,7 +171,9 @@ __all__ = [
     "Timings",
     "Tls",
     "TokenLogprob",
+    "TrainingAdvice",
     "TrainingConfig",
+    "TrainingPlan",
     "Unavailable",
     "Usage",
     "Violation",

@@ -139,6 +139,10 @@ class AsyncTraining:
         """Queue a job whose result is served as ``adapter_id``. The same ``request_id`` returns the same job."""
         return await self._client.run(calls.create_job(self._client.tenant, adapter_id, config, request_id), timeout)
 
+    async def plan(self, config: t.TrainingConfig, *, timeout: float | None = 180.0) -> t.TrainingPlan:
+        """Predict what a job would take, and what would make it fit; queues nothing. Takes seconds."""
+        return await self._client.run(calls.plan_job(self._client.tenant, config), timeout)
+
     async def get(self, job: str, *, timeout: float | None = None) -> t.Job:
         """One job, by id or full name."""
         return await self._client.run(calls.get_job(self._client.tenant, job), timeout)

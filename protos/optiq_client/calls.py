@@ -281,9 +281,7 @@ def watch_adapters(tenant: str) -> Call[t.AdapterChange]:
 
 def create_job(tenant: str, adapter_id: str, config: t.TrainingConfig, request_id: str) -> Call[t.Job]:
     """TrainingService.CreateTrainingJob; a relative data path is taken from the caller's directory."""
-    message = convert.training_config_message(config)
-    if message.data_path:
-        message.data_path = str(Path(message.data_path).absolute())
+    message = _training_config(config)
     request = training_pb2.CreateTrainingJobRequest(
         parent=tenant_name(tenant),
         adapter_id=adapter_id,
@@ -291,6 +289,24 @@ def create_job(tenant: str, adapter_id: str, config: t.TrainingConfig, request_i
         request_id=request_id or str(uuid.uuid4()),  # makes grpc's own retries safe
     )
     return Call("/optiq.v1.TrainingService/CreateTrainingJob", request, training_pb2.CreateTrainingJobResponse, _job)
+
+
+def plan_job(tenant: str, config: t.TrainingConfig) -> Call[t.TrainingPlan]:
+    """TrainingService.PlanTrainingJob; a relative data path is taken from the caller's directory."""
+    request = training_pb2.PlanTrainingJobRequest(parent=tenant_name(tenant), config=_training_config(config))
+    return Call(
+        "/optiq.v1.TrainingService/PlanTrainingJob",
+        request,
+        training_pb2.PlanTrainingJobResponse,
+        lambda r: convert.training_plan(r.plan),
+    )
+
+
+def _training_config(config: t.TrainingConfig) -> training_pb2.TrainingConfig:
+    message = convert.training_config_message(config)
+    if message.data_path:
+        message.data_path = str(Path(message.data_path).absolute())
+    return message
 
 
 def get_job(tenant: str, job: str) -> Call[t.Job]:

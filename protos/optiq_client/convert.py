@@ -210,7 +210,16 @@ def job(message: training_pb2.TrainingJob) -> t.Job:
         adapter_digest=message.adapter_digest,
         attempts=message.attempts,
         etag=message.etag,
+        plan=training_plan(message.plan) if message.HasField("plan") else None,
     )
+
+
+def training_plan(message: training_pb2.TrainingPlan) -> t.TrainingPlan:
+    """What a run is predicted to take."""
+    plain = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
+    plain["reasons"] = tuple(message.reasons)
+    plain["advice"] = tuple(t.TrainingAdvice(a.text, a.expected_bytes, a.time_ratio) for a in message.advice)
+    return t.TrainingPlan(**plain)
 
 
 def job_update(response: training_pb2.WatchTrainingJobResponse) -> t.JobUpdate:

@@ -242,6 +242,35 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingAdvice:
+    """A change that would make a run fit; ``time_ratio`` is the time per example relative to the run as asked."""
+
+    text: str
+    expected_bytes: int
+    time_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """What a run is predicted to take; ``bound_bytes`` has to fit into ``free_bytes``. A limit of 0 is none."""
+
+    expected_bytes: int
+    bound_bytes: int
+    free_bytes: int
+    base_bytes: int
+    adapter_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    temporary_bytes: int
+    live_buffers: int
+    resource_limit: int
+    fits: bool
+    reasons: tuple[str, ...]
+    advice: tuple[TrainingAdvice, ...]
+    peak_at: str
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A training job."""
 
@@ -257,6 +286,7 @@ class Job:
     adapter_digest: str
     attempts: int
     etag: str
+    plan: TrainingPlan | None = None
 
     @property
     def id(self) -> str:

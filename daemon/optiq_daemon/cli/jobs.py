@@ -12,7 +12,7 @@ from optiq_daemon.cli.exits import EXIT_FAILED, EXIT_OK
 from optiq_daemon.cli.options import Connection, complete_job, connection_options, json_option
 
 if TYPE_CHECKING:
-    from optiq_client import Client, Job, Progress
+    from optiq_client import Client, Job, Progress, TrainingPlan
 
 
 @click.group(
@@ -89,6 +89,7 @@ def watch(job: str, connection: Connection, as_json: bool) -> int:
 
 @jobs.command(
     epilog="\b\nExamples:\n  optiq jobs submit --adapter units --data ./units --watch\n"
+    "  optiq jobs submit --adapter units --data ./units --max-seq-length 4096 --dry-run\n"
     "  optiq jobs submit --adapter tone --data ./tone --rank 16 --rank-scaling constant --target-modules q_proj,o_proj"
 )
 @click.option("--adapter", required=True, help="Name to serve the result under.")
@@ -116,6 +117,7 @@ def watch(job: str, connection: Connection, as_json: bool) -> int:
 @click.option("--steps-per-eval", type=int, default=0, help="Steps between validations [100].")
 @click.option("--steps-per-checkpoint", type=int, default=0, help="Steps between checkpoints [50].")
 @click.option("--watch", "follow", is_flag=True, help="Show its progress until it ends.")
+@click.option("--dry-run", is_flag=True, help="Say what it would take and what would fit; queue nothing.")
 @connection_options
 @json_option
 def submit(
@@ -125,6 +127,7 @@ def submit(
     rank_scaling: str,
     target_modules: str,
     follow: bool,
+    dry_run: bool,
     connection: Connection,
     as_json: bool,
     **settings: object,
@@ -139,12 +142,28 @@ def submit(
         **settings,  # type: ignore[arg-type]
     )
     with connection.client() as client:
+        if dry_run:
+            return _print_plan(client.training.plan(config), as_json)
         job = client.training.create(adapter, config)
         if not follow:
             _print_job(job, as_json)
             return EXIT_OK
         output.note(f"queued {job.id}")
         return _watch(client, job.name, as_json)
+
+
+def _print_plan(plan: TrainingPlan, as_json: bool) -> int:
+    if as_json:
+        output.print_json(plan)
+        return EXIT_OK if plan.fits else EXIT_FAILED
+    parts = ("base", "adapter", "optimizer", "activation", "temporary", "expected", "bound", "free")
+    output.print_fields({name: f"{getattr(plan, f'{name}_bytes') / 1e9:.3f} GB" for name in parts})
+    limit = f" of {plan.resource_limit:,}" if plan.resource_limit else ""
+    output.print_fields({"resources": f"{plan.live_buffers:,}{limit}", "fullest": plan.peak_at})
+    click.echo("fits" if plan.fits else f"does not fit: {'; '.join(plan.reasons)}")
+    for advice in plan.advice:
+        click.echo(f"  {advice.text}")
+    return EXIT_OK if plan.fits else EXIT_FAILED
 
 
 def _watch(client: Client, name: str, as_json: bool) -> int:

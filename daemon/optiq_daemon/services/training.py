@@ -36,6 +36,15 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         record = self._jobs.create(tenant, adapter_id, config, request.request_id)
         return training_pb2.CreateTrainingJobResponse(job=convert.job(record))
 
+    async def PlanTrainingJob(
+        self, request: training_pb2.PlanTrainingJobRequest, _: Any
+    ) -> training_pb2.PlanTrainingJobResponse:
+        """A dry run."""
+        self._tenant(request.parent)
+        config = convert.train_config(request.config)
+        _check_data_path(config.data_path)
+        return training_pb2.PlanTrainingJobResponse(plan=convert.plan(await self._jobs.plan(config)))
+
     async def GetTrainingJob(
         self, request: training_pb2.GetTrainingJobRequest, _: Any
     ) -> training_pb2.GetTrainingJobResponse:

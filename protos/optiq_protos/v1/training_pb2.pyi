@@ -127,8 +127,50 @@ class TrainingProgress(_message.Message):
     learning_rate: float
     def __init__(self, step: _Optional[int] = ..., total_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., valid_loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., trained_tokens: _Optional[int] = ..., seconds_left: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ..., learning_rate: _Optional[float] = ...) -> None: ...
 
+class TrainingPlan(_message.Message):
+    __slots__ = ("expected_bytes", "bound_bytes", "free_bytes", "base_bytes", "adapter_bytes", "optimizer_bytes", "activation_bytes", "temporary_bytes", "live_buffers", "resource_limit", "fits", "reasons", "advice", "peak_at")
+    EXPECTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BOUND_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BASE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TEMPORARY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LIVE_BUFFERS_FIELD_NUMBER: _ClassVar[int]
+    RESOURCE_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    FITS_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    ADVICE_FIELD_NUMBER: _ClassVar[int]
+    PEAK_AT_FIELD_NUMBER: _ClassVar[int]
+    expected_bytes: int
+    bound_bytes: int
+    free_bytes: int
+    base_bytes: int
+    adapter_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    temporary_bytes: int
+    live_buffers: int
+    resource_limit: int
+    fits: bool
+    reasons: _containers.RepeatedScalarFieldContainer[str]
+    advice: _containers.RepeatedCompositeFieldContainer[TrainingAdvice]
+    peak_at: str
+    def __init__(self, expected_bytes: _Optional[int] = ..., bound_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., base_bytes: _Optional[int] = ..., adapter_bytes: _Optional[int] = ..., optimizer_bytes: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., temporary_bytes: _Optional[int] = ..., live_buffers: _Optional[int] = ..., resource_limit: _Optional[int] = ..., fits: _Optional[bool] = ..., reasons: _Optional[_Iterable[str]] = ..., advice: _Optional[_Iterable[_Union[TrainingAdvice, _Mapping]]] = ..., peak_at: _Optional[str] = ...) -> None: ...
+
+class TrainingAdvice(_message.Message):
+    __slots__ = ("text", "expected_bytes", "time_ratio")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIME_RATIO_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    expected_bytes: int
+    time_ratio: float
+    def __init__(self, text: _Optional[str] = ..., expected_bytes: _Optional[int] = ..., time_ratio: _Optional[float] = ...) -> None: ...
+
 class TrainingJob(_message.Message):
-    __slots__ = ("name", "state", "state_reason", "adapter_id", "config", "progress", "create_time", "start_time", "end_time", "adapter_digest", "attempts", "etag")
+    __slots__ = ("name", "state", "state_reason", "adapter_id", "config", "progress", "create_time", "start_time", "end_time", "adapter_digest", "attempts", "etag", "plan")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     STATE_REASON_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +183,7 @@ class TrainingJob(_message.Message):
     ADAPTER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: JobState
     state_reason: str
@@ -153,7 +196,8 @@ class TrainingJob(_message.Message):
     adapter_digest: str
     attempts: int
     etag: str
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[str] = ..., adapter_id: _Optional[str] = ..., config: _Optional[_Union[TrainingConfig, _Mapping]] = ..., progress: _Optional[_Union[TrainingProgress, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., adapter_digest: _Optional[str] = ..., attempts: _Optional[int] = ..., etag: _Optional[str] = ...) -> None: ...
+    plan: TrainingPlan
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[str] = ..., adapter_id: _Optional[str] = ..., config: _Optional[_Union[TrainingConfig, _Mapping]] = ..., progress: _Optional[_Union[TrainingProgress, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., adapter_digest: _Optional[str] = ..., attempts: _Optional[int] = ..., etag: _Optional[str] = ..., plan: _Optional[_Union[TrainingPlan, _Mapping]] = ...) -> None: ...
 
 class CreateTrainingJobRequest(_message.Message):
     __slots__ = ("parent", "adapter_id", "config", "request_id")
@@ -172,6 +216,20 @@ class CreateTrainingJobResponse(_message.Message):
     JOB_FIELD_NUMBER: _ClassVar[int]
     job: TrainingJob
     def __init__(self, job: _Optional[_Union[TrainingJob, _Mapping]] = ...) -> None: ...
+
+class PlanTrainingJobRequest(_message.Message):
+    __slots__ = ("parent", "config")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    config: TrainingConfig
+    def __init__(self, parent: _Optional[str] = ..., config: _Optional[_Union[TrainingConfig, _Mapping]] = ...) -> None: ...
+
+class PlanTrainingJobResponse(_message.Message):
+    __slots__ = ("plan",)
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    plan: TrainingPlan
+    def __init__(self, plan: _Optional[_Union[TrainingPlan, _Mapping]] = ...) -> None: ...
 
 class GetTrainingJobRequest(_message.Message):
     __slots__ = ("name",)

@@ -39,6 +39,11 @@ class TrainingServiceStub:
                 request_serializer=optiq__protos_dot_v1_dot_training__pb2.CreateTrainingJobRequest.SerializeToString,
                 response_deserializer=optiq__protos_dot_v1_dot_training__pb2.CreateTrainingJobResponse.FromString,
                 _registered_method=True)
+        self.PlanTrainingJob = channel.unary_unary(
+                '/optiq.v1.TrainingService/PlanTrainingJob',
+                request_serializer=optiq__protos_dot_v1_dot_training__pb2.PlanTrainingJobRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_v1_dot_training__pb2.PlanTrainingJobResponse.FromString,
+                _registered_method=True)
         self.GetTrainingJob = channel.unary_unary(
                 '/optiq.v1.TrainingService/GetTrainingJob',
                 request_serializer=optiq__protos_dot_v1_dot_training__pb2.GetTrainingJobRequest.SerializeToString,
@@ -71,6 +76,13 @@ class TrainingServiceServicer:
 
     def CreateTrainingJob(self, request, context):
         """Checks the request and queues it. The same `request_id` returns the same job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanTrainingJob(self, request, context):
+        """Predicts what a job would take, and what would make it fit. Queues nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,6 +129,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.CreateTrainingJob,
                     request_deserializer=optiq__protos_dot_v1_dot_training__pb2.CreateTrainingJobRequest.FromString,
                     response_serializer=optiq__protos_dot_v1_dot_training__pb2.CreateTrainingJobResponse.SerializeToString,
+            ),
+            'PlanTrainingJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanTrainingJob,
+                    request_deserializer=optiq__protos_dot_v1_dot_training__pb2.PlanTrainingJobRequest.FromString,
+                    response_serializer=optiq__protos_dot_v1_dot_training__pb2.PlanTrainingJobResponse.SerializeToString,
             ),
             'GetTrainingJob': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTrainingJob,
@@ -171,6 +188,33 @@ class TrainingService:
             '/optiq.v1.TrainingService/CreateTrainingJob',
             optiq__protos_dot_v1_dot_training__pb2.CreateTrainingJobRequest.SerializeToString,
             optiq__protos_dot_v1_dot_training__pb2.CreateTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanTrainingJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optiq.v1.TrainingService/PlanTrainingJob',
+            optiq__protos_dot_v1_dot_training__pb2.PlanTrainingJobRequest.SerializeToString,
+            optiq__protos_dot_v1_dot_training__pb2.PlanTrainingJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
