@@ -14,6 +14,7 @@ from typing import Any
 from mlx_lm.generate import GenerationBatch, PromptProcessingBatch, StopSequences
 from mlx_lm.sample_utils import greedy_sampler
 
+from .prefix import MIN_TOKENS
 from .row import Row
 from .rows import MixedAdapterModel
 from .sampling import make_sampler
@@ -92,11 +93,14 @@ class Wave:
         return width * len(self.rows)
 
     def finished(self) -> list[tuple[Row, list[int], list[Any]]]:
-        """Return the rows that wait for decoding, with the tokens that their caches hold, and these."""
+        """Return the rows that wait for decoding, with the tokens that their caches hold, and these.
+
+        Rows whose caches hold less than a prefix cache keeps are left out: a prompt of one token has empty ones.
+        """
         return [
             (row, self._batch.tokens[i], self._batch.extract_cache(i))
             for i, row in enumerate(self.rows)
-            if len(self._rest[i]) == 1
+            if len(self._rest[i]) == 1 and len(self._batch.tokens[i]) >= MIN_TOKENS
         ]
 
     def start_decoding(self) -> GenerationBatch | None:

@@ -157,6 +157,14 @@ def test_requests_that_come_together_wait_for_what_they_share(engine: Engine) ->
         assert run.ids == alone.ids
 
 
+def test_prompts_of_one_token_hold_nothing_to_keep(engine: Engine) -> None:
+    runs = [Run(engine, request(f"one{i}", (9,), adapter="a", max_tokens=3 + 30 * i)) for i in range(2)]
+    for run in runs:
+        run.wait()
+    assert runs[1].ids[: len(runs[0].ids)] == runs[0].ids
+    assert [run.cached for run in runs] == [0, 0]
+
+
 def test_a_version_that_comes_back_is_served_by_its_own_entries_only(engine: Engine, folders: dict[str, Path]) -> None:
     prompt = (*SYSTEM, 5, 6)
     before = Run(engine, request("before", prompt, adapter="a"))
