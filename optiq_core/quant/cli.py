@@ -130,7 +130,7 @@ def _print(done: Converted, options: dict[str, Any], seconds: float, as_json: bo
             "bytes": done.bytes,
             "method": options["method"],
             "allocator": options["allocator"],
-            "kl_of_modules": done.plan.allocation.kl,
+            "kl_of_modules": None if options["method"] == "static" else done.plan.allocation.kl,
             "options": dict(sorted(rows.items())),
             "unprotected": list(done.plan.allocation.unprotected),
             "notes": list(done.notes),

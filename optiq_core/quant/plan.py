@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -108,9 +109,11 @@ def plan(
     allocation = replace(allocate(kept, budget), unprotected=unprotected)
     achieved = (allocation.cost + size.other_bits) / size.parameters
     if unprotected:
+        enough = size.bpw(sum(i.choices[-1 if i.path in protected else 0].cost for i in items))
         notes.append(
             f"{len(unprotected)} of {len(protected)} protected modules do not fit into the target at the best "
-            f"candidate and compete like all others; {settings.target_bpw + 0.5:g} bits per weight would leave room"
+            "candidate and compete like all others; all of them fit from "
+            f"{math.ceil(enough * 100) / 100:g} bits per weight on"
         )
     if abs(achieved - settings.target_bpw) > TOLERANCE:
         notes.append(_why_missed(allocation, items, achieved, settings.target_bpw))

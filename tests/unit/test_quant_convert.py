@@ -156,3 +156,12 @@ def test_a_question_that_cannot_be_read_is_named_by_its_line(tmp_path: Path, lin
     result = CliRunner().invoke(evaluate, [str(tmp_path / "m"), "--tasks", str(file)])
     assert result.exit_code == 1
     assert "q.jsonl: line 2" in result.output
+
+
+def test_the_target_that_it_names_is_enough_to_protect_all(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "m")
+    result = converted(tmp_path, "--target-bpw", 5, "--candidate-bits", "4,8", "--method", "static")
+    notes = " ".join(str(n) for n in result["notes"])  # type: ignore[attr-defined]
+    enough = float(notes.split("all of them fit from ")[1].split()[0])
+    again = converted(tmp_path, "--target-bpw", enough, "--method", "static", "--overwrite")
+    assert again["unprotected"] == []
