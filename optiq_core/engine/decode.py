@@ -1,7 +1,13 @@
 """One decode step: mlx-lm's `GenerationBatch` with sampling for the whole batch at once.
 
-What a step costs (CPU profile, SmolLM2-135M in float32, 16 rows, a core of its own; see ``optiq bench mixed``) is
-measured and written in the module's docstring of `optiq_core.bench.mixed`.
+What a step costs: SmolLM2-135M in dense float32, 16 rows without adapters, two Zen 5 cores, shares of the time of MLX's
+one CPU thread by sampled stacks (``perf``). With mlx-lm's modules as they are (about 106 ms a step) 21 % packs weights
+for OpenBLAS, 12 % multiplies them, 20 % waits for OpenBLAS's second thread, 26 % is ``exp`` (SwiGLU, the normalisation
+over the vocabulary, softmax), 5 % attention's products; the rest is copies, element-wise kernels and their dispatch.
+With blocked weights, no normalisation and SwiGLU without ``exp`` (about 60 to 70 ms) 55 % multiplies weights, which now
+come at what one core reads, 5 % is attention's products, 10 % ``exp``, 5 % copies. Building and dispatching the graph,
+some 3,700 primitives, takes the Python thread about 0.45 of that time, on the other core. Rank-8 adapters on all linear
+modules add 10 MB a row to the 540 MB of weights that a step reads: 156 MB for 16 rows, at 15 to 18 GB/s.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from mlx_lm.tuner.lora import LoRALinear
 
 from optiq_core.adapters.bank import BASE, AdapterBank, active
 from optiq_core.adapters.mount import AdapterActivation, mount_adapter_on_model
-from optiq_core.adapters.tensors import DeltaTensors
+from optiq_core.adapters.tensors import DeltaTensors, base_weight
 from tests.unit.tiny import tiny_model, write_mlx_adapter
 
 TOLERANCE = 2e-5
@@ -217,3 +217,26 @@ def test_a_blend_of_one_part_equals_its_factor_and_of_none_the_base() -> None:
         bank.blend([("a", float("nan"))])
     with pytest.raises(ValueError, match="parts"):
         bank.blend([])
+
+
+@pytest.mark.parametrize(
+    ("bits", "mode"), [(2, "affine"), (3, "affine"), (5, "affine"), (6, "affine"), (8, "affine"), (4, "mxfp4")]
+)
+def test_dora_on_any_bit_width_equals_dora_on_the_dequantized_base(tmp_path: Path, bits: int, mode: str) -> None:
+    model, reference = tiny_model(), tiny_model()
+    nn.quantize(model, group_size=32, bits=bits, mode=mode)
+    folder = write_mlx_adapter(tmp_path / "a", model, rank=4, scale=3.0, seed=5, dora=True)
+    quantized = dict(model.named_modules())
+    for path, module in reference.named_modules():
+        if isinstance(module, nn.Linear):
+            module.weight = base_weight(quantized[path])
+    reference.model.embed_tokens = model.model.embed_tokens
+    tokens = mx.array([[1, 2, 3, 4, 5]])
+    mount_adapter_on_model(reference, "dense", folder)
+    with AdapterActivation("dense", reference):
+        expected = reference(tokens)
+    mount_adapter_on_model(model, "agent", folder)
+    with AdapterActivation("agent"):
+        ours = model(tokens)
+    assert mx.abs(ours - expected).max().item() < 1e-3
+    assert mx.abs(model(tokens) - ours).max().item() > 1e-2
