@@ -54,45 +54,55 @@ def load_tensors(
         AdapterError: a tensor is not finite.
     """
     raw: Any = mx.load(str(folder / manifest.weights_file))
-    deltas = {d.path: _delta(raw, d, manifest.weights_file, linears[d.path], dtype) for d in manifest.modules}
-    mx.eval([t for d in deltas.values() for t in (d.a, d.b, d.gain) if t is not None])
+    # Largest value of every tensor by name, evaluated together with all else. Rows of one batch share products, and
+    # zero times infinity is NaN: nothing may overflow, the scale included.
+    largest: list[tuple[str, mx.array]] = []
+    deltas = {d.path: _delta(raw, d, linears[d.path], dtype, largest) for d in manifest.modules}
+    mx.eval([t for d in deltas.values() for t in (d.a, d.b, d.gain) if t is not None], [value for _, value in largest])
+    for name, value in largest:
+        if not value.item() <= _LARGEST:  # type: ignore[operator]
+            raise AdapterError(
+                "NOT_FINITE",
+                "the tensor's values are not finite, or overflow with the adapter's scale",
+                file=manifest.weights_file,
+                tensor=name,
+                expected=f"finite numbers up to {_LARGEST:g}",
+            )
     return deltas
 
 
-def _delta(raw: dict[str, mx.array], spec: ModuleDelta, file: str, linear: nn.Module, dtype: mx.Dtype) -> DeltaTensors:
+def _delta(
+    raw: dict[str, mx.array],
+    spec: ModuleDelta,
+    linear: nn.Module,
+    dtype: mx.Dtype,
+    largest: list[tuple[str, mx.array]],
+) -> DeltaTensors:
     def read(name: str) -> mx.array:
         tensor = raw[name].astype(mx.float32)
-        if not mx.isfinite(tensor).all().item():
-            raise AdapterError(
-                "NOT_FINITE", "the tensor has NaN or infinite values", file=file, tensor=name, expected="finite numbers"
-            )
         return tensor.T if spec.transposed and tensor.ndim == 2 else tensor
+
+    def bound(name: str, tensor: mx.array) -> None:
+        largest.append((name, mx.abs(tensor).max()))
 
     # Columns and rows beyond the true rank are zero padding for stock mlx-lm.
     a = read(spec.a)[:, : spec.rank]
     b = read(spec.b)[: spec.rank] * spec.scale
+    bound(spec.a, a.astype(dtype))
     gain = None
     if spec.dora:
         magnitude = read(spec.magnitude)
+        # The gain mixes all three: each is looked at before it, so that the right one is named.
+        bound(spec.b, b)
+        bound(spec.magnitude, magnitude)
         merged = base_weight(linear) + (a @ b).T
         factor = magnitude / mx.linalg.norm(merged, axis=1)
         b = b * factor
         gain = (factor - 1).astype(dtype)
-    for name, tensor in ((spec.a, a), (spec.b, b), (spec.magnitude, gain)):
-        _check_range(name, tensor, file, dtype)
-    return DeltaTensors(mx.contiguous(a.T.astype(dtype)).T, mx.contiguous(b.astype(dtype)), gain)
-
-
-def _check_range(name: str, tensor: mx.array | None, file: str, dtype: mx.Dtype) -> None:
-    """Refuse what overflows, scale included: rows of one batch share products, and zero times infinity is NaN."""
-    if tensor is not None and not (mx.abs(tensor.astype(dtype)).max() <= _LARGEST).item():
-        raise AdapterError(
-            "NOT_FINITE",
-            "with the adapter's scale, the tensor's values overflow",
-            file=file,
-            tensor=name,
-            expected=f"at most {_LARGEST:g} in {dtype}",
-        )
+        bound(spec.magnitude, gain)
+    b = mx.contiguous(b.astype(dtype))
+    bound(spec.b, b)
+    return DeltaTensors(mx.contiguous(a.T.astype(dtype)).T, b, gain)
 
 
 def combine(parts: Sequence[tuple[Mapping[str, DeltaTensors], float]]) -> dict[str, DeltaTensors]:
