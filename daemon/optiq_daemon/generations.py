@@ -15,6 +15,7 @@ from optiq_daemon.live import LiveRequest, LiveTable
 from optiq_daemon.quotas import QuotaGate
 from optiq_daemon.registry import Registry
 from optiq_daemon.request_checks import AskedAdapter, CheckedRequest, check_request
+from optiq_daemon.resident_quota import ResidentQuota
 from optiq_daemon.router import Decision, Router, split_target
 from optiq_daemon.shadow import Answer, Shadows, Work, begin
 from optiq_daemon.slots import Lease
@@ -31,6 +32,11 @@ class Part(NamedTuple):
     name: str
     lease: Lease
     weight: float
+
+    @property
+    def owner(self) -> str:
+        """Whose adapter it is."""
+        return self.name.split("/")[1]
 
 
 class Generations:
@@ -58,6 +64,7 @@ class Generations:
         self._registry = registry
         self._router = router
         self._gate = gate
+        self._resident = ResidentQuota(registry, gate)
         self._admission = admission
         self._live = live
         self._engine = engine
@@ -161,6 +168,8 @@ class Generations:
 
     async def _ensure(self, parts: list[Part]) -> None:
         self._engine()
+        for owner in {part.owner for part in parts}:
+            await self._resident.make_room(owner, [part.lease.digest for part in parts if part.owner == owner])
         if parts:
             await self._registry.residency.enter(*(part.lease for part in parts))
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optiq_daemon.auth import Gatekeeper
+from optiq_daemon.blobs import Blobs
 from optiq_daemon.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -22,7 +23,11 @@ from optiq_daemon.events import EventLog
 from optiq_daemon.identity import OWNER, Caller
 from optiq_daemon.names import AdapterKey
 from optiq_daemon.quotas import QuotaGate, TokenBucket
+from optiq_daemon.records import AdapterRecord, Description
+from optiq_daemon.registry import BaseInfo, Registry
+from optiq_daemon.resident_quota import ResidentQuota
 from optiq_daemon.scope import Scope
+from optiq_daemon.slots import Lease
 from optiq_daemon.store import Store
 from optiq_daemon.tenants import Quotas, TenantRecord, Tenants
 from optiq_daemon.usage import UsageTable
@@ -239,3 +244,67 @@ def test_usage_adds_up_and_pages(store: Store, tenants: Tenants) -> None:
     rest = table.page("", (0, 10**6), 2, rows[-1].cursor)
     assert [(r.tenant, r.owner, r.cached_tokens) for r in rest] == [("ops", "acme", 4)]
     assert len(table.page("ops", (0, 10**6), 10)) == 1 and not table.page("ops", (0, 1), 10)
+
+
+class Engine:
+    """An engine in memory in which every version takes 10 bytes."""
+
+    def __init__(self) -> None:
+        self.loaded: set[str] = set()
+
+    async def load(self, digest: str, path: Path) -> int:
+        self.loaded.add(digest)
+        return 10
+
+    async def unload(self, digest: str) -> None:
+        self.loaded.discard(digest)
+
+
+async def test_beyond_its_resident_bytes_a_tenant_gives_up_its_own_idle_adapters(
+    store: Store, tenants: Tenants, tmp_path: Path
+) -> None:
+    registry = Registry(store, EventLog(store), Blobs(tmp_path / "store"))
+    registry.restore()
+    quota = ResidentQuota(registry, QuotaGate(tenants))
+    engine = Engine()
+    await registry.engine_up(engine, BaseInfo("base", {}))
+    digests = [letter * 64 for letter in "abc"]
+    for digest in digests:
+        description = Description(
+            format="mlx-lm",
+            kind="lora",
+            base_model="",
+            module_count=1,
+            min_rank=1,
+            max_rank=1,
+            parameter_count=1,
+            targets=(),
+            disk_bytes=10,
+        )
+        registry.publish(AdapterRecord(tenant="acme", adapter=digest[0], digest=digest, description=description))
+
+    async def use(digest: str) -> Lease:
+        lease = registry.residency.lease(digest)
+        try:
+            await quota.make_room("acme", [digest])
+            await registry.residency.enter(lease)
+        except QuotaError:
+            lease.release()
+            raise
+        return lease
+
+    for digest in digests:
+        (await use(digest)).release()
+    assert engine.loaded == set(digests), "no quota, no limit"
+    tenants.update(TenantRecord(id="acme", quotas=Quotas(resident_bytes=20)))
+    held = await use(digests[2])
+    assert engine.loaded == set(digests[1:]), "the longest unused left"
+    second = await use(digests[1])
+    with pytest.raises(QuotaError) as caught:
+        await use(digests[0])
+    assert caught.value.subject == "tenants/acme:resident_bytes"
+    second.release()
+    (await use(digests[0])).release()
+    assert engine.loaded == {digests[0], digests[2]}
+    held.release()
+    await registry.close()

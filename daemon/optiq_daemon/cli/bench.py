@@ -13,6 +13,7 @@ SUMMARIES: dict[str, str] = {
     "quant": "Compare mixed precision with uniform 4 bits at the same size: KL, perplexity, accuracy, bytes.",
     "planner": "Compare the planner's predictions with real training steps.",
     "gateway": "Compare gRPC and HTTP with the engine alone.",
+    "fairness": "Measure a tenant's first-token time under another's flood, and the shares of two that saturate.",
     "drop": "Time from the end of a copy to routable, for 1, 10 and 100 folders.",
     "evict": "Use more adapters in turn than fit the engine.",
 }
