@@ -57,7 +57,7 @@ EngineState Event FailedPrecondition FinishReason Finished Generation Generation
 JobState JobUpdate LiveRequest Message NotFound OptiqClientError PermissionDenied Progress QuarantineReason Queued
 RankScaling ResourceExhausted Route RouteCount RouteDecision RouteTrial ServedAdapter ServerError ShadowAnswer Started
 Status Stream Tenant TenantLoad TenantQuotas TenantRole TenantToken TenantUsage Timings Tls TokenLogprob
-TrainingConfig Unavailable Usage Violation
+TrainingAdvice TrainingConfig TrainingPlan Unavailable Usage Violation
 """
 
 
@@ -120,6 +120,7 @@ def test_every_rpc_has_a_call_with_the_right_messages() -> None:
         calls.list_versions("t", "a", ""),
         calls.rollback_adapter("t", "a", "-1", ""),
         calls.create_job("t", "a", config, ""),
+        calls.plan_job("t", config),
         calls.get_job("t", "j"),
         calls.list_jobs("t", ""),
         calls.cancel_job("t", "j"),
@@ -149,6 +150,8 @@ def test_every_wire_field_arrives(client: Client) -> None:
         (adapter_pb2.QuarantineReason, optiq_client.QuarantineReason),
         (training_pb2.TrainingJob, optiq_client.Job),
         (training_pb2.TrainingConfig, TrainingConfig),
+        (training_pb2.TrainingPlan, optiq_client.TrainingPlan),
+        (training_pb2.TrainingAdvice, optiq_client.TrainingAdvice),
         (training_pb2.TrainingProgress, optiq_client.Progress),
         (runtime_pb2.RuntimeStatus, optiq_client.Status),
         (runtime_pb2.EngineStatus, optiq_client.Engine),
