@@ -10,8 +10,13 @@ GROUP = "optiq.benches"
 
 # A test compares these with the benches.
 SUMMARIES: dict[str, str] = {
+    "mixed": "Compare a batch on different adapters with the bare base, one adapter, and one adapter after another.",
+    "residency": "Mount many adapters and decode on eight of them: the others must cost nothing but their bytes.",
+    "ttft": "Time the first token of mounted and of new adapters, and the longest stall that a mount causes.",
     "quant": "Compare mixed precision with uniform 4 bits at the same size: KL, perplexity, accuracy, bytes.",
+    "kv": "Compare KV caches: what they lose, what a token takes, how long a decode step takes.",
     "planner": "Compare the planner's predictions with real training steps.",
+    "admission": "Check that no admitted job exceeds its ceiling, and how many refused ones would have fit.",
     "gateway": "Compare gRPC and HTTP with the engine alone.",
     "fairness": "Measure a tenant's first-token time under another's flood, and the shares of two that saturate.",
     "drop": "Time from the end of a copy to routable, for 1, 10 and 100 folders.",
