@@ -26,7 +26,8 @@ def extrapolate(plan: Callable[[StepShape], StepPlan], shape: StepShape, widths:
     """A step of a width that is too long to trace.
 
     Buffers grow linearly with the width. Bytes grow with its square, where blocks with attention stand between the
-    recurrent ones. Three widths give the parabola exactly as long as the peak stays in the same place.
+    recurrent ones. Three widths give the parabola exactly as long as the peak stays in the same place. Where it moves,
+    the parabola may bend down, which no step does: the line through the last two widths is then the least.
     """
     per_row = Fraction(shape.positions, shape.width)
     shapes = [StepShape(shape.rows, width, max(1, int(per_row * width))) for width in widths]
@@ -36,8 +37,11 @@ def extrapolate(plan: Callable[[StepShape], StepPlan], shape: StepShape, widths:
     for name in _COUNTS:
         values[name] = _through(at[1:], [getattr(p, name) for p in plans[1:]], shape.width)
     for name in _BYTES:
-        values[name] = _through(at, [getattr(p, name) for p in plans], shape.width)
+        known = [getattr(p, name) for p in plans]
+        line = _through(at[1:], known[1:], shape.width)
+        values[name] = max(_through(at, known, shape.width), line, *known)
     fixed = plans[-1].base_bytes + plans[-1].adapter_bytes + plans[-1].optimizer_bytes
+    values["activation_bytes"] = min(values["activation_bytes"], values["peak_bytes"] - fixed)
     values["temporary_bytes"] = values["peak_bytes"] - fixed - values["activation_bytes"]
     return msgspec.structs.replace(plans[-1], **values, width=shape.width, positions=shape.positions, extrapolated=True)
 

@@ -11,7 +11,10 @@ from optiq_core.bench.planner_cases import CONFIGS
 from optiq_core.planner.advice import advise
 from optiq_core.planner.ceilings import Ceiling
 from optiq_core.planner.cli import plan
+from optiq_core.planner.extrapolate import extrapolate
+from optiq_core.planner.plan import StepPlan
 from optiq_core.planner.planner import Planner
+from optiq_core.planner.shape import StepShape
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.data import Example
 
@@ -79,3 +82,26 @@ def test_the_command_plans_from_a_configuration_alone(folder: Path) -> None:
     mapped = runner.invoke(plan, [str(folder), "--map", "--device", "m3-max-36gb", "--json", "--batch-size", "1"])
     peaks = [row["step"]["peak_bytes"] for row in json.loads(mapped.stdout)["map"]]
     assert peaks == sorted(peaks)
+
+
+def test_a_step_that_is_too_long_to_trace_takes_no_less_than_a_shorter_one() -> None:
+    """Also where the peak moves between the widths, so that a parabola through them would bend down."""
+    template = StepPlan(
+        **dict.fromkeys(StepPlan.__struct_fields__[:10], 0),
+        where="",
+        backward=False,
+        primitive="",
+        flops=0,
+        rows=1,
+        width=0,
+        positions=0,
+    )  # type: ignore[arg-type]
+
+    def bent(shape: StepShape) -> StepPlan:
+        peak = {32: 1000, 48: 2000, 64: 2500}[shape.width]
+        return msgspec.structs.replace(template, peak_bytes=peak, width=shape.width, live_buffers=10 * shape.width)
+
+    found = extrapolate(bent, StepShape(1, 1024, 1024), (32, 48, 64))
+    assert found.peak_bytes == 2500 + (1024 - 64) * 500 // 16
+    assert found.live_buffers == 10240
+    assert found.extrapolated
