@@ -47,7 +47,7 @@ def free_address() -> str:
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     address = free_address()
-    daemon = Daemon("--address", address, "--tls", "generate", "--default-max-tokens", "4")
+    daemon = Daemon("--address", address, "--tls", "generate", "--max-tokens", "4")
     try:
         owner = daemon.start()
         tls = Tls(ca_file=daemon.home / "tls" / "certificate.pem")
