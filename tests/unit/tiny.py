@@ -20,7 +20,9 @@ from optiq_core.adapters.tensors import base_weight
 from optiq_core.base import BaseMetadata, LoadedBase, setup_device
 
 
-def tiny_model(seed: int = 0, *, layers: int = 2, vocab: int = 64, hidden: int = 64, heads: int = 4) -> llama.Model:
+def tiny_model(
+    seed: int = 0, *, layers: int = 2, vocab: int = 64, hidden: int = 64, heads: int = 4, tied: bool = True
+) -> llama.Model:
     """Two blocks, 64 wide, grouped-query attention; the same seed gives the same weights."""
     mx.random.seed(seed)
     model = llama.Model(
@@ -34,6 +36,7 @@ def tiny_model(seed: int = 0, *, layers: int = 2, vocab: int = 64, hidden: int =
             rms_norm_eps=1e-5,
             vocab_size=vocab,
             max_position_embeddings=512,
+            tie_word_embeddings=tied,
         )
     )
     mx.eval(model.parameters())
@@ -50,12 +53,13 @@ def write_mlx_adapter(
     seed: int = 0,
     dora: bool = False,
     targets: tuple[str, ...] = ("q_proj", "v_proj"),
+    layers: str = "layers",
 ) -> Path:
     """Write a random adapter in mlx-lm's format; its delta is large enough to be seen."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray] = {}
     for path, module in adaptable_modules(model).items():
-        if path.rsplit(".", 1)[-1] in targets and "layers" in path:
+        if path.rsplit(".", 1)[-1] in targets and layers in path:
             inputs, outputs = linear_dims(module)
             tensors[f"{path}.lora_a"] = rng.normal(size=(inputs, rank)).astype(np.float32) * 0.1
             tensors[f"{path}.lora_b"] = rng.normal(size=(rank, outputs)).astype(np.float32) * 0.1
