@@ -142,8 +142,8 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             layer_count=len(base.model.layers),
             max_context=base.max_context,
             modules=[
-                pb.TargetModule(path=path, input_dims=inputs, output_dims=outputs)
-                for path, (inputs, outputs) in engine.modules.items()
+                pb.TargetModule(path=path, input_dims=shape.input_dims, output_dims=shape.output_dims, kind=shape.kind)
+                for path, shape in engine.modules.items()
             ],
             device_kind=base.profile.kind,
             device_name=base.profile.name,

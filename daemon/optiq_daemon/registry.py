@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from optiq_core.adapters.format import AdapterManifest, read_manifest, validate_against_base
+from optiq_core.adapters.manifest import ModuleShape
 from optiq_core.adapters.recorded_base import another_name, check_recorded_base
 from optiq_core.errors import AdapterError, OptiqError
 from optiq_daemon.blobs import Blobs
@@ -54,12 +55,12 @@ class MountingEngine(Engine, ProbingEngine, Protocol):
 class BaseInfo(NamedTuple):
     """What an adapter must match.
 
-    `modules` are (input, output) dims by path, `names` what the base is known as. Adapters that record the digest of
+    `modules` are shapes by path, `names` what the base is known as. Adapters that record the digest of
     another base are refused if `strict`.
     """
 
     digest: str
-    modules: Mapping[str, tuple[int, int]]
+    modules: Mapping[str, ModuleShape]
     names: tuple[str, ...] = ()
     strict: bool = True
 

@@ -57,14 +57,14 @@ def read_arrays(folder: Path, manifest: AdapterManifest) -> dict[str, ModuleArra
 
 def _module(tensors: _Tensors, delta: ModuleDelta, file: str) -> ModuleArrays:
     a, b = tensors.read(delta.a), tensors.read(delta.b)
-    if a.ndim != 2 or b.ndim != 2:
+    if a.ndim != 2 or b.ndim != 2 or delta.lookup:
         raise AdapterError(
             "UNSUPPORTED_SHAPE",
             "only adapters of plain linear modules can be rewritten",
             file=file,
             tensor=delta.a,
-            expected="2 dimensions",
-            found=str(list(a.shape)),
+            expected="a linear module's matrices, of 2 dimensions",
+            found=f"{'an embedding, ' if delta.lookup else ''}{list(a.shape)}",
         )
     if delta.transposed:
         a, b = a.T, b.T

@@ -23,9 +23,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from .banked import BankedLinear
-from .kinds import adaptable_modules, compute_dtype, linear_dims
-from .pages import PageRun
+from .banked import BankedEmbedding, BankedLinear
+from .kinds import LOOKUP, adaptable_embeddings, adaptable_modules, compute_dtype, linear_dims, module_shape
+from .manifest import EMBEDDING, ModuleShape
+from .pages import PagePool, PageRun
 from .plan import ActiveRows
 from .tensors import DeltaTensors, combine
 
@@ -69,7 +70,10 @@ class AdapterBank:
     model: nn.Module
     dtype: mx.Dtype = mx.float32
     linears: dict[str, nn.Module] = field(init=False)
-    _banked: dict[str, BankedLinear] = field(init=False, default_factory=dict)
+    targets: dict[str, nn.Module] = field(init=False)
+    _banked: dict[str, BankedLinear | BankedEmbedding] = field(init=False, default_factory=dict)
+    # By module path; what adapters add to an embedding's lookup alone has its own.
+    _pools: dict[str, PagePool] = field(init=False, default_factory=dict)
     _loaded: dict[str, _Loaded] = field(init=False, default_factory=dict)
     # Slot 0 is the bare base.
     _generations: list[int] = field(init=False, default_factory=lambda: [0])
@@ -82,11 +86,12 @@ class AdapterBank:
 
     def __post_init__(self) -> None:
         self.linears = adaptable_modules(self.model)
+        self.targets = {**self.linears, **adaptable_embeddings(self.model)}
 
     @property
-    def modules(self) -> dict[str, tuple[int, int]]:
-        """Dotted path of every module that can be adapted, to its (input, output) dims."""
-        return {path: linear_dims(module) for path, module in self.linears.items()}
+    def modules(self) -> dict[str, ModuleShape]:
+        """Dotted path of every module that can be adapted, to its shape."""
+        return {path: module_shape(module) for path, module in self.targets.items()}
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +101,7 @@ class AdapterBank:
     @property
     def page_nbytes(self) -> int:
         """Bytes of the pages that batches read, free ones included."""
-        return sum(module.pool.nbytes for module in self._banked.values())
+        return sum(pool.nbytes for pool in self._pools.values())
 
     def __len__(self) -> int:
         return len(self._loaded)
@@ -109,12 +114,13 @@ class AdapterBank:
 
         Args:
             key: identity of the version, such as its digest.
-            tensors: dotted module path to what the adapter adds there, in the bank's type.
+            tensors: dotted module path to what the adapter adds there, in the bank's type. The path of an embedding
+                followed by ``@lookup`` leaves a head that is tied to it alone.
         """
         if key in self._loaded:
             return self._loaded[key].handle
         for path in tensors:
-            self._module(path)
+            self._pools[path] = self._module(path).pool_of(path)
         if not self._free:
             self._free.append(len(self._keys))
             self._keys.append("")
@@ -219,7 +225,7 @@ class AdapterBank:
         for slot in missing:
             runs = self._paged.setdefault(slot, {})
             for path, delta in self._loaded[self._keys[slot]].tensors.items():
-                pool = self._banked[path].pool
+                pool = self._pools[path]
                 run = self._take(path, delta.a.shape[1], in_use)
                 pool.write(run, delta.a, delta.b)
                 runs[path] = run
@@ -230,7 +236,7 @@ class AdapterBank:
 
     def _take(self, path: str, rank: int, in_use: set[int]) -> PageRun:
         """Reserve pages, at the cost of adapters that no batch uses, least recently used first."""
-        pool = self._banked[path].pool
+        pool = self._pools[path]
         run = pool.take(rank, grow=False)
         idle = [slot for slot, runs in self._paged.items() if slot not in in_use and path in runs]
         while run is None and idle:
@@ -243,7 +249,7 @@ class AdapterBank:
 
     def _page_out(self, slot: int) -> None:
         for path, run in self._paged.pop(slot, {}).items():
-            self._banked[path].pool.give_back(run)
+            self._pools[path].give_back(run)
 
     def _active_rows(self) -> ActiveRows | None:
         chosen = active.get()
@@ -255,10 +261,13 @@ class AdapterBank:
             self._named[chosen] = self.rows([self.handle(chosen)], [1.0])
         return self._named[chosen]
 
-    def _module(self, path: str) -> BankedLinear:
+    def _module(self, key: str) -> BankedLinear | BankedEmbedding:
+        path = key.removesuffix(LOOKUP)
         module = self._banked.get(path)
         if module is None:
-            module = BankedLinear(self.linears[path], path, self._active_rows, self.dtype)
+            base = self.targets[path]
+            kind = BankedEmbedding if module_shape(base).kind == EMBEDDING else BankedLinear
+            module = kind(base, path, self._active_rows, self.dtype)
             self.model.update_modules(tree_unflatten([(path, module)]))
             self._banked[path] = module
         return module

@@ -12,17 +12,20 @@ from typing import Any
 
 from ..errors import AdapterError
 from .files import MAX_WEIGHTS_BYTES, TensorInfo, digest_files, read_header, read_json, regular_file
-from .manifest import AdapterManifest, ModuleDelta
+from .manifest import EMBEDDING, AdapterManifest, ModuleDelta, ModuleShape
 from .peft_config import PREFIX, PeftConfig, parse_peft_config
 
 CONFIG = "adapter_config.json"
 MLX_WEIGHTS = "adapters.safetensors"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 OPTIQ_CONFIG = "optiq_lora_config.json"
+# PEFT puts the base's own weight beside an adapter of an embedding or a head.
+BASE_COPY = ".base_layer.weight"
 MAX_RANK = 256
 # Suffix in the file -> role, per format.
 _MLX_ROLES = {"lora_a": "a", "lora_b": "b", "m": "m"}
 _PEFT_ROLES = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "m"}
+_PEFT_EMBEDDING_ROLES = {"lora_embedding_A": "a", "lora_embedding_B": "b"}
 
 __all__ = ["AdapterManifest", "ModuleDelta", "digest_folder", "read_manifest", "validate_against_base"]
 
@@ -39,27 +42,28 @@ def read_manifest(folder: Path) -> AdapterManifest:
     return _read_mlx(folder, config)
 
 
-def validate_against_base(manifest: AdapterManifest, modules: Mapping[str, tuple[int, int]]) -> None:
+def validate_against_base(manifest: AdapterManifest, modules: Mapping[str, ModuleShape]) -> None:
     """Check that every adapted module exists in the base with the same shape.
 
     Args:
         manifest: an adapter's manifest.
-        modules: dotted path of every module of the base that can be adapted, to its (input, output) dims.
+        modules: dotted path of every module of the base that can be adapted, to its shape.
 
     Raises:
-        AdapterError: a module is unknown or differs in shape; names the tensor and both shapes.
+        AdapterError: a module is unknown, of another kind or differs in shape; names the tensor and both shapes.
     """
     for delta in manifest.modules:
         dims = modules.get(delta.path)
         if dims is None:
             raise AdapterError(
                 "UNKNOWN_MODULE",
-                "the base has no such module, or it cannot carry an adapter",
+                _why_unknown(delta.path, modules),
                 file=manifest.weights_file,
                 tensor=delta.a,
-                expected="a linear module of the base",
+                expected="a linear or embedding module of the base",
                 found=delta.path,
             )
+        _check_kind(manifest.weights_file, delta, dims.kind)
         for name, dimension, found, what in (
             (delta.a, dims[0], delta.input_dims, "input"),
             (delta.b, dims[1], delta.output_dims, "output"),
@@ -85,7 +89,36 @@ def digest_folder(folder: Path, manifest: AdapterManifest) -> str:
     return digest_files(folder, configs, manifest.weights_file)
 
 
-def _shape(delta: ModuleDelta, name: str, dims: tuple[int, int]) -> list[int]:
+def _why_unknown(path: str, modules: Mapping[str, ModuleShape]) -> str:
+    if path == "lm_head":
+        return "the base's head is its embedding: it has no lm_head of its own"
+    if ".experts." in path or ".switch_mlp." in path:
+        return "adapters on the expert layers of a mixture of experts are not served"
+    return "the base has no such module, or it cannot carry an adapter"
+
+
+def _check_kind(file: str, delta: ModuleDelta, kind: str) -> None:
+    if kind == EMBEDDING and delta.dora:
+        raise AdapterError(
+            "UNSUPPORTED_KIND",
+            "DoRA is served on linear modules only",
+            file=file,
+            tensor=delta.magnitude,
+            expected="LoRA on an embedding",
+            found="DoRA",
+        )
+    if delta.transposed and delta.lookup != (kind == EMBEDDING):
+        raise AdapterError(
+            "UNSUPPORTED_KIND",
+            f"the base's module is {'an embedding' if kind == EMBEDDING else 'linear'}",
+            file=file,
+            tensor=delta.a,
+            expected="lora_embedding_A and _B" if kind == EMBEDDING else "lora_A and lora_B",
+            found=delta.a.rpartition(f"{delta.path}.")[2],
+        )
+
+
+def _shape(delta: ModuleDelta, name: str, dims: ModuleShape | tuple[int, int]) -> list[int]:
     shape = [dims[0], delta.rank] if name == delta.a else [delta.rank, dims[1]]
     return shape[::-1] if delta.transposed else shape
 
@@ -165,9 +198,22 @@ def _read_mlx(folder: Path, config: dict[str, Any]) -> AdapterManifest:
 
 def _read_peft(folder: Path, config: dict[str, Any]) -> AdapterManifest:
     parsed: PeftConfig = parse_peft_config(config)
-    tensors = read_header(folder, PEFT_WEIGHTS)
+    header = read_header(folder, PEFT_WEIGHTS)
+    leaves = (*_PEFT_ROLES, *_PEFT_EMBEDDING_ROLES)
+    copies = {
+        f"{name}{BASE_COPY}"
+        for name in (name.removesuffix(BASE_COPY) for name in header)
+        if f"{name}{BASE_COPY}" in header and any(f"{name}.{leaf}" in header for leaf in leaves)
+    }
+    tensors = {name: info for name, info in header.items() if name not in copies}
+    embeddings = {name: info for name, info in tensors.items() if name.endswith(tuple(_PEFT_EMBEDDING_ROLES))}
+    linears = {name: info for name, info in tensors.items() if name not in embeddings}
+    groups = {
+        **_group(linears, _PEFT_ROLES, PEFT_WEIGHTS),
+        **_group(embeddings, _PEFT_EMBEDDING_ROLES, PEFT_WEIGHTS),
+    }
     modules = []
-    for full, roles in _group(tensors, _PEFT_ROLES, PEFT_WEIGHTS).items():
+    for full, roles in groups.items():
         if not full.startswith(PREFIX):
             raise AdapterError(
                 "UNKNOWN_TENSOR",
@@ -192,6 +238,8 @@ def _read_peft(folder: Path, config: dict[str, Any]) -> AdapterManifest:
                 output_dims=b[0],
                 dora=parsed.dora,
                 transposed=True,
+                lookup=roles["a"] in embeddings,
+                base_copy=_checked_copy(header, f"{full}{BASE_COPY}", a[1], b[0], lookup=roles["a"] in embeddings),
             )
         )
     return _manifest(
@@ -202,6 +250,23 @@ def _read_peft(folder: Path, config: dict[str, Any]) -> AdapterManifest:
         files=(CONFIG, PEFT_WEIGHTS),
         weights=PEFT_WEIGHTS,
     )
+
+
+def _checked_copy(header: Mapping[str, TensorInfo], name: str, inputs: int, outputs: int, *, lookup: bool) -> str:
+    """The name of the copy of a module's weight, empty if there is none; its shape must fit the matrices."""
+    if name not in header:
+        return ""
+    shape = (inputs, outputs) if lookup else (outputs, inputs)
+    if header[name].shape != shape:
+        raise AdapterError(
+            "SHAPE_MISMATCH",
+            "the copy of the base's weight does not fit the low-rank matrices",
+            file=PEFT_WEIGHTS,
+            tensor=name,
+            expected=str(list(shape)),
+            found=str(list(header[name].shape)),
+        )
+    return name
 
 
 def _group(tensors: Mapping[str, TensorInfo], suffixes: Mapping[str, str], file: str) -> dict[str, dict[str, str]]:
@@ -240,7 +305,9 @@ def _check_pair(
         if len(shape) != 2:
             raise AdapterError(
                 "UNSUPPORTED_SHAPE",
-                "only adapters on plain linear modules are served",
+                "only linear modules and embeddings are served, not the expert layers of a mixture (SwitchLinear)"
+                if len(shape) == 3
+                else "only adapters on linear modules and embeddings are served",
                 file=file,
                 tensor=roles[role],
                 expected="2 dimensions",
@@ -269,6 +336,8 @@ def _delta(
     output_dims: int,
     dora: bool,
     transposed: bool = False,
+    lookup: bool = False,
+    base_copy: str = "",
 ) -> ModuleDelta:
     if not 1 <= rank <= MAX_RANK:
         raise AdapterError(
@@ -281,6 +350,10 @@ def _delta(
         )
     if not math.isfinite(scale):
         raise AdapterError("BAD_CONFIG", "the scale is not finite", file=CONFIG, tensor=path, found=str(scale))
+    if dora and lookup:
+        raise AdapterError(
+            "UNSUPPORTED_KIND", "DoRA is served on linear modules only", file=file, tensor=roles["a"], expected="LoRA"
+        )
     if dora != ("m" in roles):
         raise AdapterError(
             "TENSOR_MISSING" if dora else "UNKNOWN_TENSOR",
@@ -293,14 +366,25 @@ def _delta(
     if dora and tensors[roles["m"]].shape != (output_dims,):
         raise AdapterError(
             "SHAPE_MISMATCH",
-            "the magnitude vector has one entry per output",
+            "the magnitude vector has one entry per output; DoRA on embeddings is not served",
             file=file,
             tensor=roles["m"],
             expected=str([output_dims]),
             found=str(list(tensors[roles["m"]].shape)),
         )
     return ModuleDelta(
-        path, rank, scale, input_dims, output_dims, dora, roles["a"], roles["b"], roles.get("m", ""), transposed
+        path,
+        rank,
+        scale,
+        input_dims,
+        output_dims,
+        dora,
+        roles["a"],
+        roles["b"],
+        roles.get("m", ""),
+        transposed,
+        lookup,
+        base_copy,
     )
 
 

@@ -21,6 +21,7 @@ from ..files import staged_folder
 from .arrays import ModuleArrays, read_arrays
 from .bank import linear_dims
 from .format import read_manifest, validate_against_base
+from .manifest import ModuleShape
 from .tensors import base_weight
 
 # Measured on 4-bit weights, by the standard deviation of lora_b.
@@ -87,7 +88,7 @@ def fuse_adapter(
     model, config = load_model(base, lazy=True)
     linears = {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear | nn.QuantizedLinear)}
     manifest = read_manifest(adapter)
-    validate_against_base(manifest, {path: linear_dims(module) for path, module in linears.items()})
+    validate_against_base(manifest, {path: ModuleShape(*linear_dims(module)) for path, module in linears.items()})
     cosines: dict[str, float] = {}
     modules = read_arrays(adapter, manifest)
     for number, (path, arrays) in enumerate(modules.items()):

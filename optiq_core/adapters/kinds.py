@@ -6,13 +6,34 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..base.blocked import BlockedLinear
+from ..base.blocked import BlockedEmbedding, BlockedLinear
+from .manifest import EMBEDDING, LINEAR, ModuleShape
+
+_EMBEDDINGS = nn.Embedding | nn.QuantizedEmbedding | BlockedEmbedding
+# Ends the key of what an adapter adds to an embedding's lookup alone, and not to a head that is tied to it.
+LOOKUP = "@lookup"
 
 
 def adaptable_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return every linear module of a model by its dotted path: plain, quantized, or laid out for the CPU."""
     kinds = nn.Linear | nn.QuantizedLinear | BlockedLinear
     return {path: module for path, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def adaptable_embeddings(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every embedding of a model by its dotted path: plain, quantized, or laid out for the CPU."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, _EMBEDDINGS)}
+
+
+def module_shape(module: nn.Module) -> ModuleShape:
+    """Return the shape of a linear module or an embedding."""
+    if isinstance(module, BlockedEmbedding):
+        return ModuleShape(*module.dims, EMBEDDING)
+    if isinstance(module, _EMBEDDINGS):
+        tokens, columns = module.weight.shape
+        width = columns * 32 // module.bits if isinstance(module, nn.QuantizedEmbedding) else columns
+        return ModuleShape(tokens, width, EMBEDDING)
+    return ModuleShape(*linear_dims(module), LINEAR)
 
 
 def linear_dims(module: nn.Module) -> tuple[int, int]:

@@ -3,6 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+LINEAR, EMBEDDING = "linear", "embedding"
+
+
+class ModuleShape(NamedTuple):
+    """A module of the base that can carry an adapter.
+
+    Attributes:
+        input_dims: columns of its weight; an embedding's tokens.
+        output_dims: rows of its weight; an embedding's width.
+        kind: ``linear`` or ``embedding``.
+    """
+
+    input_dims: int
+    output_dims: int
+    kind: str = LINEAR
 
 
 @dataclass(frozen=True)
@@ -18,6 +35,8 @@ class ModuleDelta:
         dora: the module also has a magnitude vector (DoRA, arXiv:2402.09353).
         a, b, magnitude: tensor names in the weights file; ``magnitude`` is empty without DoRA.
         transposed: tensors are stored as PEFT does, A as [rank, in] and B as [out, rank].
+        lookup: PEFT's kind of embedding adapter, which changes what tokens are looked up as and never a tied head.
+        base_copy: tensor name of the base's weight as the file repeats it, or empty.
     """
 
     path: str
@@ -30,6 +49,8 @@ class ModuleDelta:
     b: str
     magnitude: str = ""
     transposed: bool = False
+    lookup: bool = False
+    base_copy: str = ""
 
 
 @dataclass(frozen=True)

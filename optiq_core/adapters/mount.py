@@ -55,7 +55,7 @@ def mount_adapter_on_model(model: nn.Module, name: str, path: str | Path) -> Ada
     bank = bank_of(model)
     manifest = read_manifest(folder)
     validate_against_base(manifest, bank.modules)
-    tensors = load_tensors(folder, manifest, bank.linears, bank.dtype)
+    tensors = load_tensors(folder, manifest, bank.targets, bank.dtype)
     bank.unload(name)
     bank.load(name, tensors)
     return bank

@@ -27,6 +27,7 @@ _UNSUPPORTED = {
     "use_qalora": "QA-LoRA's pooled input",
     "modules_to_save": "fully trained modules",
     "trainable_token_indices": "trained tokens",
+    "ensure_weight_tying": "adapters shared by embedding and head",
     "megatron_config": "Megatron layers",
 }
 

@@ -16,10 +16,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..base.blocked import BlockedLinear
+from ..base.blocked import BlockedEmbedding, BlockedLinear
 from ..errors import AdapterError
+from .kinds import LOOKUP
 from .manifest import AdapterManifest, ModuleDelta
 
+# A copy of the base's weight is rounded to 16 bits at most; quantization moves a weight by more than training does.
+_SAME_WEIGHT = 0.01
 # Products of two such values with any activation are finite in float32.
 _LARGEST = 1e12
 
@@ -40,24 +43,30 @@ class DeltaTensors:
 
 
 def load_tensors(
-    folder: Path, manifest: AdapterManifest, linears: dict[str, nn.Module], dtype: mx.Dtype
+    folder: Path, manifest: AdapterManifest, modules: dict[str, nn.Module], dtype: mx.Dtype
 ) -> dict[str, DeltaTensors]:
     """Read, check and evaluate an adapter's tensors; safe to call beside a running engine.
 
     Args:
         folder: the adapter folder that the manifest was read from.
         manifest: a manifest that was validated against the base.
-        linears: the base's modules by dotted path.
+        modules: the base's modules by dotted path.
         dtype: type in which the bank computes.
 
+    Returns:
+        What the adapter adds by module path; ``@lookup`` follows an embedding's whose tied head it leaves alone.
+
     Raises:
-        AdapterError: a tensor is not finite.
+        AdapterError: a tensor is not finite, or a copy of the base's weight in the file is another base's.
     """
     raw: Any = mx.load(str(folder / manifest.weights_file))
     # Largest value of every tensor by name, evaluated together with all else. Rows of one batch share products, and
     # zero times infinity is NaN: nothing may overflow, the scale included.
     largest: list[tuple[str, mx.array]] = []
-    deltas = {d.path: _delta(raw, d, linears[d.path], dtype, largest) for d in manifest.modules}
+    for spec in manifest.modules:
+        if spec.base_copy:
+            _check_copy(raw[spec.base_copy], spec, modules[spec.path], manifest.weights_file)
+    deltas = {d.path + LOOKUP * d.lookup: _delta(raw, d, modules[d.path], dtype, largest) for d in manifest.modules}
     mx.eval([t for d in deltas.values() for t in (d.a, d.b, d.gain) if t is not None], [value for _, value in largest])
     for name, value in largest:
         if not value.item() <= _LARGEST:  # type: ignore[operator]
@@ -69,6 +78,24 @@ def load_tensors(
                 expected=f"finite numbers up to {_LARGEST:g}",
             )
     return deltas
+
+
+def _check_copy(copy: mx.array, spec: ModuleDelta, module: nn.Module, file: str) -> None:
+    """Refuse a copy of the base's weight that is not this base's: the adapter was trained on another function."""
+    shape = (spec.input_dims, spec.output_dims) if spec.lookup else (spec.output_dims, spec.input_dims)
+    difference: Any = 0.0
+    if copy.shape == shape and not isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+        weight = base_weight(module)
+        difference = (mx.linalg.norm(copy.astype(mx.float32) - weight) / mx.linalg.norm(weight)).item()
+    if copy.shape != shape or not difference <= _SAME_WEIGHT:
+        raise AdapterError(
+            "BASE_CHANGED",
+            "the file's copy of the base's weight is not the base's: a resized or trained layer is not served",
+            file=file,
+            tensor=spec.base_copy,
+            expected=f"the base's own weight, {list(shape)}",
+            found=f"{list(copy.shape)}, relative difference {difference:.3g}",
+        )
 
 
 def _delta(
@@ -131,8 +158,8 @@ def _combine_module(deltas: list[tuple[DeltaTensors, float]]) -> DeltaTensors:
 
 
 def base_weight(linear: nn.Module) -> mx.array:
-    """Return a linear module's weight [out, in] in float32, dequantized if need be."""
-    if isinstance(linear, nn.QuantizedLinear):
+    """Return a linear module's weight [out, in], or an embedding's, in float32, dequantized if need be."""
+    if isinstance(linear, nn.QuantizedLinear | nn.QuantizedEmbedding):
         biases = linear.get("biases")
         return mx.dequantize(
             linear.weight,
@@ -142,5 +169,5 @@ def base_weight(linear: nn.Module) -> mx.array:
             bits=linear.bits,
             mode=linear.mode,
         ).astype(mx.float32)
-    weight: mx.array = linear.dense_weight if isinstance(linear, BlockedLinear) else linear.weight
+    weight: mx.array = linear.dense_weight if isinstance(linear, BlockedLinear | BlockedEmbedding) else linear.weight
     return weight.astype(mx.float32)

@@ -139,7 +139,7 @@ class Engine:
             return nbytes
         manifest = read_manifest(folder)
         validate_against_base(manifest, self.modules)
-        tensors = load_tensors(folder, manifest, self.bank.linears, self._dtype)
+        tensors = load_tensors(folder, manifest, self.bank.targets, self._dtype)
 
         def publish() -> int:
             self.bank.load(digest, tensors)

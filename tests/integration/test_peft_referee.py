@@ -81,8 +81,9 @@ def randomised(model: Any) -> Any:
             "alpha_pattern": {r"model\.layers\.1\.self_attn\.q_proj": 5, "down_proj": 32},
         },
         {"use_dora": True, "use_rslora": True, "rank_pattern": {"q_proj": 7}},
+        {"target_modules": ["embed_tokens", "q_proj"]},
     ],
-    ids=["lora", "rslora", "dora", "patterns", "dora-rslora-ranks"],
+    ids=["lora", "rslora", "dora", "patterns", "dora-rslora-ranks", "embedding-of-a-tied-head"],
 )
 def test_a_peft_folder_has_the_same_function(tmp_path: Path, options: dict[str, Any]) -> None:
     from peft import LoraConfig, get_peft_model

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from optiq_core.adapters.format import digest_folder, read_manifest, validate_against_base
+from optiq_core.adapters.manifest import ModuleShape
 from optiq_core.errors import AdapterError
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"
-BASE = {Q: (16, 16), V: (16, 8)}
+BASE = {Q: ModuleShape(16, 16), V: ModuleShape(16, 8)}
 
 
 def mlx_folder(root: Path, *, config: dict[str, Any] | None = None, optiq: dict[str, Any] | None = None) -> Path:
@@ -239,11 +240,11 @@ def test_peft_kinds_that_cannot_be_served_are_refused(tmp_path: Path, config: di
 def test_another_base_is_named_with_both_shapes(tmp_path: Path) -> None:
     manifest = read_manifest(mlx_folder(tmp_path))
     with pytest.raises(AdapterError) as caught:
-        validate_against_base(manifest, {**BASE, V: (16, 12)})
+        validate_against_base(manifest, {**BASE, V: ModuleShape(16, 12)})
     assert (caught.value.code, caught.value.tensor) == ("SHAPE_MISMATCH", f"{V}.lora_b")
     assert (caught.value.expected, caught.value.found) == ("[4, 12]", "[4, 8]")
     with pytest.raises(AdapterError) as caught:
-        validate_against_base(manifest, {Q: (16, 16)})
+        validate_against_base(manifest, {Q: ModuleShape(16, 16)})
     assert (caught.value.code, caught.value.found) == ("UNKNOWN_MODULE", V)
 
 
