@@ -11,12 +11,15 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import save
 
+from ..errors import AdapterError
 from ..files import staged_folder
 from .arrays import ModuleArrays, read_arrays
 from .format import CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS, read_manifest
 from .peft_config import PREFIX
 
 ExportFormat = Literal["mlx-lm", "peft"]
+# Names of embeddings in mlx-lm's models; a folder of mlx-lm's does not tell them from linear modules.
+_EMBEDDINGS = ("embed_tokens", "embed_in", "embeddings", "tok_embeddings", "word_embeddings", "wte")
 EXPORT_FORMATS: tuple[ExportFormat, ...] = ("mlx-lm", "peft")
 
 
@@ -72,6 +75,15 @@ def _peft(
     alphas: dict[str, float] = {}
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     for path, module in modules.items():
+        if path.rpartition(".")[2] in _EMBEDDINGS:
+            raise AdapterError(
+                "UNSUPPORTED_KIND",
+                "PEFT's adapters of embeddings leave a tied head alone, this one changes it",
+                file=MLX_WEIGHTS,
+                tensor=f"{path}.lora_a",
+                expected="linear modules",
+                found="an embedding",
+            )
         name = f"{PREFIX}{path}"
         tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(module.a.T)
         tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(module.b.T)

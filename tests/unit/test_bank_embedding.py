@@ -14,6 +14,7 @@ from mlx_lm.tuner.lora import LoRAEmbedding
 from safetensors.numpy import save_file
 
 from optiq_core.adapters.bank import BASE, AdapterBank, active
+from optiq_core.adapters.export import export_adapter
 from optiq_core.adapters.format import read_manifest, validate_against_base
 from optiq_core.adapters.manifest import ModuleShape
 from optiq_core.adapters.mount import bank_of
@@ -157,3 +158,10 @@ def test_what_an_embedding_cannot_carry_is_refused_with_the_reason(tmp_path: Pat
     folder = write(tmp_path / "plain", "peft5")
     with pytest.raises(AdapterError, match="module is linear"):
         validate_against_base(read_manifest(folder), {PATH: ModuleShape(64, 64)})
+
+
+def test_an_adapter_of_an_embedding_is_not_rewritten_as_one_of_another_function(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="leave a tied head alone"):
+        export_adapter(write(tmp_path / "mlx3", "mlx3"), tmp_path / "peft", "peft")
+    with pytest.raises(AdapterError, match="only adapters of plain linear modules"):
+        export_adapter(write(tmp_path / "peft5", "peft5"), tmp_path / "mlx", "mlx-lm")
