@@ -24,7 +24,8 @@ SECRET = "the purple elephant"
 
 
 def ended(**fields: object) -> Ended:
-    known = {"request_id": "r1", "tenant": "default", "adapter": "roman", "digest": "d" * 64, "code": "OK"}
+    known = {"request_id": "r1", "tenant": "default", "owner": "default", "adapter": "roman", "code": "OK"}
+    known["digest"] = "d" * 64
     times = {"began": 1_700_000_000.0, "seconds": 0.4, "queue_ms": 100.0, "prefill_ms": 50.0, "decode_ms": 200.0}
     return Ended(**{**known, **times, **fields})  # type: ignore[arg-type]
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+
+import mlx.core as mx
 import pytest
 
 from optiq_core.bench.planner_case import measure, predict
@@ -22,6 +25,8 @@ _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 )
 def test_the_peak_of_a_step_is_foreseen(case: Case) -> None:
     """A step is run by the trainer's own function; the band is wide because small kernels end early."""
+    gc.collect()
+    others = mx.get_active_memory()
     model, predicted = predict(case)
-    peak = max(measure(case, model, predicted["shape"])["peaks"])
+    peak = max(measure(case, model, predicted["shape"])["peaks"]) - others
     assert predicted["plan"].peak_bytes == pytest.approx(peak, rel=0.06)

@@ -203,8 +203,8 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run_when_they
     calls = iter(range(1000))
     exact = trainer.loss_for
 
-    def poisoned(model: nn.Module) -> Any:
-        loss = exact(model)
+    def poisoned(model: nn.Module, chunk: int) -> Any:
+        loss = exact(model, chunk)
 
         def value(current: nn.Module, inputs: Any) -> Any:
             result, count = loss(current, inputs)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from optiq_client import Client, OptiqClientError
@@ -29,11 +30,13 @@ class DaemonHost:
     Args:
         options: further flags of `optiq serve`.
         model: the base.
+        settings: further settings by key, for those that have no flag.
     """
 
-    def __init__(self, *options: str, model: str = EMBEDDED) -> None:
+    def __init__(self, *options: str, model: str = EMBEDDED, settings: Mapping[str, str] | None = None) -> None:
         self._options = options
         self._model = model
+        self._environment = {f"OPTIQ_{key.upper()}": value for key, value in (settings or {}).items()}
         self.home = Path(tempfile.mkdtemp(prefix="optiq-demo-"))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -60,7 +63,7 @@ class DaemonHost:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**kept, "OPTIQ_CONFIG": str(self.home / "config.toml")},
+                env={**kept, **self._environment, "OPTIQ_CONFIG": str(self.home / "config.toml")},
             )
         client = Client(home=self.home)
         try:
