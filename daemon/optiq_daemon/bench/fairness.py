@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from optiq_client import AsyncClient
 
 WEIGHTS = {"heavy": 3.0, "light": 1.0}
+WARM_UP_S = 120.0
 # Numbered words: every prompt begins with its own, so that none takes a prefix from the cache.
 _SENTENCE = "The harbour master counts the boats that come home before the storm and writes their names down. "
 
@@ -124,10 +125,12 @@ class _Bench:
         return times
 
     async def _shares(self, rows: int, seconds: float) -> Counter[str]:
-        """Tokens of each in `seconds`, after as long again as it takes until the first answers have ended."""
+        """Tokens of each in `seconds`, once the head start of the tenant that came first has been evened out."""
         async with self._flood("heavy", 2 * rows, tokens=24), self._flood("light", 2 * rows, tokens=24):
             narrate("two tenants saturate the engine: warm up")
-            await asyncio.sleep(seconds / 4)
+            deadline = time.perf_counter() + WARM_UP_S
+            while self.tokens["light"] < 2 * rows * 24 and time.perf_counter() < deadline:
+                await asyncio.sleep(0.1)
             narrate("two tenants saturate the engine")
             before = Counter(self.tokens)
             await asyncio.sleep(seconds)
