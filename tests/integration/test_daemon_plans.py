@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from optiq_client import JobState, TrainingConfig
 from tests.integration.conftest import Daemon, eventually
 
 
+@pytest.mark.slow
 def test_a_job_that_would_not_fit_is_refused_with_advice_that_runs(
     another_daemon: Callable[..., Daemon], tiny_folder: Path, tmp_path: Path
 ) -> None:
