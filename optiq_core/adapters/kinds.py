@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 from ..base.blocked import BlockedEmbedding, BlockedLinear
 from .manifest import EMBEDDING, LINEAR, ModuleShape
@@ -37,11 +38,11 @@ def module_shape(module: nn.Module) -> ModuleShape:
 
 
 def linear_dims(module: nn.Module) -> tuple[int, int]:
-    """Return (input, output) dims of a linear module, from its weight's shape."""
+    """Return (input, output) dims of a linear module, or of one expert in a stack, from its weight's shape."""
     if isinstance(module, BlockedLinear):
         return module.dims
-    output_dims, columns = module.weight.shape
-    if isinstance(module, nn.QuantizedLinear):
+    *_, output_dims, columns = module.weight.shape
+    if isinstance(module, nn.QuantizedLinear | QuantizedSwitchLinear):
         return columns * 32 // module.bits, output_dims
     return columns, output_dims
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from optiq_core.base.metadata import weight_files
 from optiq_core.base.paths import cache_path
+from optiq_core.files import write_atomically
 
 
 def content_digest(folder: Path) -> str:
@@ -52,6 +52,4 @@ class PartialResults:
         """Keep results, by module path and option."""
         self._results.update({f"{path}|{option}": v for path, own in results.items() for option, v in own.items()})
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        staged = self.file.with_suffix(f".{os.getpid()}")
-        staged.write_text(json.dumps(self._results), encoding="utf-8")
-        staged.replace(self.file)
+        write_atomically(self.file, json.dumps(self._results).encode())

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from optiq_core.adapters.kinds import linear_dims
 from optiq_core.train.batches import Batch, BatchOrder
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.data import TrainingData
@@ -36,7 +37,7 @@ def rank_targets(model: Any, metadata: Any, config: TrainConfig) -> list[Target]
     modules = dict(model.named_modules())
     targets = []
     for path in paths:
-        inputs, outputs = _dims(modules[path])
+        inputs, outputs = linear_dims(modules[path])
         targets.append(Target(path, inputs, outputs, bits=metadata.bits_of(path), kl=metadata.kl_of(path)))
     return targets
 
@@ -105,8 +106,3 @@ def gradient_norms(
     finally:
         model.update_modules(tree_unflatten(originals))
         model.eval()
-
-
-def _dims(module: nn.Module) -> tuple[int, int]:
-    *_, outputs, columns = module.weight.shape
-    return (columns * 32 // module.bits if hasattr(module, "bits") else columns), outputs
