@@ -20,7 +20,15 @@ _UNIT = _SIDE * _SIDE * 4
 
 
 def measured_peak(outputs: object, arrays: list[mx.array]) -> int:
-    """Bytes above what there was before, arrays included."""
+    """Bytes above what there was before, arrays included.
+
+    The highest of several evaluations: an operation that the CPU's thread finishes before the next one is dispatched
+    gives its input up early, which lowers a peak by luck.
+    """
+    return max(_peak_once(outputs, arrays) for _ in range(5))
+
+
+def _peak_once(outputs: object, arrays: list[mx.array]) -> int:
     mx.eval(arrays)
     mx.clear_cache()
     mx.reset_peak_memory()
