@@ -38,15 +38,16 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def write_tiny_base(folder: Path, *, quantized: bool = True) -> Path:
-    """An mlx-lm folder: two blocks, 4-bit with two modules at 8."""
+def write_tiny_base(folder: Path, *, quantized: bool = True, hidden: int = 64, dtype: mx.Dtype = mx.float32) -> Path:
+    """An mlx-lm folder: two blocks, 4-bit with two modules at 8; four heads, of 64 channels where ``hidden`` is 256."""
     folder.mkdir(parents=True)
-    model = tiny_model(3, vocab=VOCAB)
+    model = tiny_model(3, vocab=VOCAB, hidden=hidden)
     # A random model's logits are nearly flat; larger weights make differences visible.
     model.update(tree_map(lambda value: value * 3 if value.ndim > 1 else value, model.parameters()))
+    model.set_dtype(dtype)
     config: dict[str, Any] = {
         "model_type": "llama",
-        "hidden_size": 64,
+        "hidden_size": hidden,
         "num_hidden_layers": 2,
         "intermediate_size": 128,
         "num_attention_heads": 4,
