@@ -1,7 +1,7 @@
 """The command lines and Python names of the documents that Optiq was asked for, as they are written there.
 
-Every line is parsed by the command that it names. The slow test really runs them, one after another, with a small base in
-place of theirs. Their Python names are in `optiq_core`: a top-level `optiq` would be another project's package.
+Every line is parsed by the command that it names. The slow test really runs them, one after another, with a small base
+in place of theirs. Their Python names are in `optiq_core`: a top-level `optiq` would be another project's package.
 """
 
 from __future__ import annotations
