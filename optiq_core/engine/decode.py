@@ -37,6 +37,7 @@ class DecodeBatch(GenerationBatch):
         self._current_tokens, self._current_logprobs = inputs, self._next_logprobs
         logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
         samplers = [s if isinstance(s, RowSampler) else None for s in self.samplers]
+        self._follow(logits, inputs, samplers)
         self._next_tokens = sample_rows(logits, samplers)
         self._next_logprobs = [
             logits[i] - mx.logsumexp(logits[i]) if self.wants_logprobs(uid) else None for i, uid in enumerate(self.uids)
@@ -47,3 +48,14 @@ class DecodeBatch(GenerationBatch):
         for seen, token in zip(self.tokens, tokens, strict=True):
             seen.append(token)
         return tokens, self._current_logprobs
+
+    @staticmethod
+    def _follow(logits: mx.array, inputs: mx.array, samplers: list[RowSampler | None]) -> None:
+        """Tell constraints which tokens were drawn before, while the device computes what they will mask."""
+        bound = [(i, s.constraint) for i, s in enumerate(samplers) if s is not None and s.constraint is not None]
+        if not bound:
+            return
+        mx.async_eval(logits)  # type: ignore[no-untyped-call]
+        drawn: Any = inputs.tolist()
+        for row, constraint in bound:
+            constraint.take(drawn[row])

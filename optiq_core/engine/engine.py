@@ -297,6 +297,10 @@ class Engine:
         for row, token, finish_reason, logprobs in drawn:
             row.shared_step(len(drawn), adapters)
             reason = row.take(token, finish_reason, now, logprobs)
+            if reason is None and row.request.constraint is not None and row.request.constraint.error:
+                batch.remove([row])
+                self._fail([row], "the answer cannot be held to its schema any further: it is too complex")
+                continue
             if reason is not None:
                 if finish_reason is None:
                     batch.remember(row)

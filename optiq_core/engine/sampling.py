@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.sample_utils import greedy_sampler
 
+from .constraint import Constraint
 from .types import Sampling, TokenLogprob
 
 _MASK = (1 << 64) - 1
@@ -23,14 +25,16 @@ _STEP = 0x9E3779B97F4A7C15
 
 
 class RowSampler:
-    """The random stream of one row that does not take the likeliest token.
+    """The random stream of one row that does not just take the likeliest token.
 
     Args:
         sampling: how to draw; a seed is chosen if it has none.
+        constraint: what the row may say; None for anything.
     """
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, constraint: Constraint | None = None) -> None:
         self.sampling = sampling
+        self.constraint = constraint
         self._seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         self._step = 0
 
@@ -45,9 +49,10 @@ class RowSampler:
         return sample_rows(logits, [self])
 
 
-def make_sampler(sampling: Sampling) -> Callable[[mx.array], mx.array]:
-    """Return a sampler for one row: logits [1, vocabulary] to token ids [1]; greedy rows share one function."""
-    return greedy_sampler if sampling.temperature == 0 else RowSampler(sampling)
+def make_sampler(sampling: Sampling, constraint: Constraint | None = None) -> Callable[[mx.array], mx.array]:
+    """Return a sampler for one row: logits [1, vocabulary] to token ids [1]; greedy free rows share one function."""
+    free = sampling.temperature == 0 and constraint is None
+    return greedy_sampler if free else RowSampler(sampling, constraint)
 
 
 def sample_rows(logits: mx.array, samplers: Sequence[RowSampler | None]) -> mx.array:
@@ -55,16 +60,17 @@ def sample_rows(logits: mx.array, samplers: Sequence[RowSampler | None]) -> mx.a
 
     Args:
         logits: [rows, vocabulary].
-        samplers: a stream per row; None takes the likeliest token.
+        samplers: a stream per row; None takes the likeliest token of all.
 
     Returns:
-        Token ids [rows] uint32. A row's draw depends on its own logits, seed and step alone.
+        Token ids [rows] uint32. A row's draw depends on its own logits, seed, step and constraint alone.
     """
-    drawing = [i for i, sampler in enumerate(samplers) if sampler is not None]
+    logits = _constrained(logits, samplers)
+    random = {i: s for i, s in enumerate(samplers) if s is not None and s.sampling.temperature > 0}
+    drawing, streams = list(random), list(random.values())
     greedy = mx.argmax(logits, axis=-1) if len(drawing) < len(samplers) else mx.zeros(len(samplers), mx.uint32)
     if not drawing:
         return greedy
-    streams = [sampler for sampler in samplers if sampler is not None]
     chosen = logits if len(drawing) == len(samplers) else logits[mx.array(drawing)]
     keys = mx.stack([stream.next_key() for stream in streams])
     allowed = restrict(chosen.astype(mx.float32), [stream.sampling for stream in streams])
@@ -74,6 +80,17 @@ def sample_rows(logits: mx.array, samplers: Sequence[RowSampler | None]) -> mx.a
         return drawn
     greedy[mx.array(drawing)] = drawn
     return greedy
+
+
+def _constrained(logits: mx.array, samplers: Sequence[RowSampler | None]) -> mx.array:
+    """Set the logits that rows' constraints exclude to minus infinity."""
+    bound = {i: s.constraint for i, s in enumerate(samplers) if s is not None and s.constraint is not None}
+    if not bound:
+        return logits
+    allowed = np.ones(logits.shape, np.bool_)
+    for row, constraint in bound.items():
+        allowed[row] = constraint.allowed(logits.shape[-1])
+    return mx.where(mx.array(allowed), logits, mx.array(-math.inf, logits.dtype))
 
 
 def restrict(logits: mx.array, samplings: Sequence[Sampling]) -> mx.array:

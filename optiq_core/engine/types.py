@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .constraint import Constraint
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class EngineRequest:
         max_tokens: tokens to generate at most, at least one.
         stop: texts before which generation ends.
         top_logprobs: tell every token's log-probability, and so many of the most likely ones'; None for neither.
+        constraint: what the answer is held to; made for this request alone. None for anything.
     """
 
     request_id: str
@@ -52,6 +57,7 @@ class EngineRequest:
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
+    constraint: Constraint | None = None
 
     @property
     def parts(self) -> tuple[tuple[str, float], ...]:

@@ -59,7 +59,7 @@ class Wave:
             tokens=[list(new.row.request.prompt[: new.known]) for new in rows],
             # A chunk's size is chosen here, per step.
             prefill_step_size=sys.maxsize,
-            samplers=[make_sampler(row.request.sampling) for row in self.rows],
+            samplers=[make_sampler(row.request.sampling, row.request.constraint) for row in self.rows],
             fallback_sampler=greedy_sampler,
             logits_processors=[() for _ in self.rows],
             stop_sequences=[stops for _ in self.rows],
