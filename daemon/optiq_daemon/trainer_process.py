@@ -33,11 +33,10 @@ from optiq_core.train.events import (
     Event,
     Failed,
     Heartbeat,
-    Progress,
-    Started,
     Succeeded,
     encode_event,
 )
+from optiq_core.train.metrics import MetricsFile
 
 log = logging.getLogger("optiq.trainer")
 
@@ -111,31 +110,6 @@ class EventPipe:
         while True:
             time.sleep(HEARTBEAT_SECONDS)
             self.send(Heartbeat())
-
-
-class MetricsFile:
-    """``metrics.jsonl``: every progress report of the job, once, also over restarts."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def add(self, event: Event) -> None:
-        if isinstance(event, Started):
-            self._rewind(event.step)
-        elif isinstance(event, Progress):
-            with self._path.open("ab") as file:
-                file.write(encode_event(event))
-
-    def _rewind(self, step: int) -> None:
-        """Drop reports of steps that are about to be taken again, and a line cut short by a crash."""
-        if not self._path.exists():
-            return
-        kept: list[bytes] = []
-        for line in self._path.read_bytes().splitlines(keepends=True):
-            with contextlib.suppress(msgspec.DecodeError):
-                if msgspec.json.decode(line, type=Progress).step <= step:
-                    kept.append(line)
-        self._path.write_bytes(b"".join(kept))
 
 
 def run_job(job_dir: Path, pipe: EventPipe, signals: Signals) -> int:

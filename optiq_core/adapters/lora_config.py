@@ -6,6 +6,7 @@ The JSON Schema beside this file is generated from :class:`LoraConfig`; a test k
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -28,6 +29,8 @@ class TrainingCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         train_loss, valid_loss: last reported, in nats per token.
         data_digest: hex SHA-256 over the tokens of all examples.
         base_digest: digest of the base, as its loader gives it.
+        best_step: step whose weights these are, where those of the lowest validation loss were kept.
+        config: every setting of the run but where its data lay.
     """
 
     steps: int
@@ -45,6 +48,8 @@ class TrainingCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     seed: int = 0
     data_digest: str = ""
     base_digest: str = ""
+    best_step: int = 0
+    config: dict[str, Any] = {}
 
 
 class LoraConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

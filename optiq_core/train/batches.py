@@ -30,6 +30,7 @@ class Batch:
         positions: ``[P]`` flat indices into ``[B, T]`` of the inputs whose target carries loss, padded with 0.
         loss_tokens: how many of ``positions`` are real.
         real_tokens: tokens that are not padding.
+        lines: where the examples stand in their file.
     """
 
     tokens: IntArray
@@ -37,6 +38,7 @@ class Batch:
     positions: IntArray
     loss_tokens: int
     real_tokens: int
+    lines: tuple[int, ...] = ()
 
 
 def padded(length: int) -> int:
@@ -67,6 +69,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         positions=flat,
         loss_tokens=len(positions),
         real_tokens=sum(len(example.tokens) for example in examples),
+        lines=tuple(example.line for example in examples),
     )
 
 

@@ -14,7 +14,8 @@ import click
 from optiq_core.base.load_in import LOAD_IN, LoadIn
 from optiq_core.errors import OptiqError, TrainingError
 from optiq_core.train.config import TrainConfig
-from optiq_core.train.options import rank_options
+from optiq_core.train.metrics import MetricsFile, check_plot, plot_losses
+from optiq_core.train.options import module_names, rank_options, train_options
 
 if TYPE_CHECKING:
     from optiq_core.train.events import Event
@@ -35,35 +36,20 @@ def lora() -> None:
 @lora.command(
     epilog="\b\nExamples:\n  optiq lora train embedded --data ./units -o ./units-adapter\n"
     "  optiq lora train ./my-base --data ./tone -o ./tone-adapter --rank 16 --rank-scaling constant --json\n"
+    "  optiq lora train embedded --config run.yaml --data ./units -o ./units-adapter --plot loss.png\n"
     "  optiq lora train Qwen/Qwen3-1.7B --load-in 4bit --data ./tone -o ./tone-adapter     # QLoRA"
 )
 @click.argument("base")
 @click.option("--data", "data_path", required=True, help="Folder with train.jsonl and optionally valid.jsonl.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Adapter folder to write.")
-@click.option("--rank", default=8, show_default=True, help="Base rank.")
-@rank_options
-@click.option("--scale", default=20.0, show_default=True, help="Factor on the low-rank product.")
-@click.option("--dropout", default=0.0, show_default=True)
-@click.option("--target-modules", default="q_proj,v_proj", show_default=True, help="Last path components.")
-@click.option("--num-layers", default=16, show_default=True, help="Blocks from the last, -1 for all.")
-@click.option("--iters", default=100, show_default=True, help="Optimizer steps.")
-@click.option("--batch-size", default=4, show_default=True)
-@click.option("--learning-rate", default=1e-4, show_default=True)
-@click.option("--max-seq-length", default=2048, show_default=True, help="Tokens; longer examples are cut.")
-@click.option(
-    "--mask-prompt/--no-mask-prompt", default=None, help="Train on answers only; on where the data has a prompt."
-)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--steps-per-report", default=10, show_default=True)
-@click.option("--steps-per-eval", default=100, show_default=True)
-@click.option("--steps-per-checkpoint", default=50, show_default=True)
-@click.option("--grad-checkpoint", is_flag=True, help="Recompute activations: less memory, more time.")
+@train_options()
 @click.option(
     "--load-in",
     type=click.Choice(LOAD_IN),
     help="QLoRA: quantize an unquantized base at load, in groups of 128 (mxfp4: 32).",
 )
-@click.option("--loss-chunk", default=0, show_default=True, help="Rows of logits to hold at a time, 0 for all.")
+@click.option("--metrics", type=click.Path(path_type=Path), help="JSON lines to append every report to.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Picture of the loss curves: loss.png.")
 @click.option("--overwrite", is_flag=True, help="Replace the output folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def train(
@@ -72,6 +58,8 @@ def train(
     output: Path,
     target_modules: str,
     load_in: LoadIn | None,
+    metrics: Path | None,
+    plot: Path | None,
     overwrite: bool,
     as_json: bool,
     **options: Any,
@@ -80,13 +68,18 @@ def train(
 
     Interrupted with Ctrl-C it saves a checkpoint beside the output folder; the same command goes on from there.
     """
-    config = TrainConfig(target_modules=_names(target_modules), **options)
+    config = TrainConfig(target_modules=module_names(target_modules), **options)
     if output.exists() and not overwrite:
         raise click.UsageError(f"{output} exists; --overwrite replaces it")
     checkpoint = output.parent / f"{output.name}.checkpoint"
     try:
         config.validate()
-        result = _train(base, config, output, checkpoint, load_in=load_in, overwrite=overwrite)
+        if plot:
+            check_plot(plot)
+        log = MetricsFile(metrics or checkpoint / "metrics.jsonl")
+        result = _train(base, config, output, checkpoint, log, load_in=load_in, overwrite=overwrite)
+        if plot and result.outcome == "succeeded":
+            plot_losses(log.read(), plot)
     except TrainingError as error:
         raise (click.UsageError(str(error)) if error.field else click.ClickException(str(error))) from error
     except OptiqError as error:
@@ -103,7 +96,14 @@ def train(
 
 
 def _train(
-    base: str, config: TrainConfig, output: Path, checkpoint: Path, *, load_in: LoadIn | None, overwrite: bool
+    base: str,
+    config: TrainConfig,
+    output: Path,
+    checkpoint: Path,
+    log: MetricsFile,
+    *,
+    load_in: LoadIn | None,
+    overwrite: bool,
 ) -> TrainResult:
     from optiq_core.train.data import check_data
 
@@ -128,6 +128,10 @@ def _train(
     def control() -> Signal:
         return "stop" if interrupted else "go"
 
+    def on_event(event: Event) -> None:
+        log.add(event)
+        narrator.show(event)
+
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         with _Narrator(config.iters) as narrator:
@@ -137,7 +141,7 @@ def _train(
                 data=load_data(config.data_path, loaded.tokenizer, config),
                 out_dir=output,
                 checkpoint_dir=checkpoint,
-                on_event=narrator.show,
+                on_event=on_event,
                 control=control,
                 overwrite=overwrite,
             )
@@ -193,10 +197,11 @@ class _Narrator:
         self._console.print(message, markup=False, soft_wrap=True)
 
 
-@lora.command(epilog="\b\nExamples:\n  optiq lora info ./units-adapter\n  optiq lora info ./units-adapter --json")
+@lora.command(epilog="\b\nExamples:\n  optiq lora info ./units-adapter\n  optiq lora info ./units-adapter --full")
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--full", is_flag=True, help="Also digests, every setting, versions, ranks by module.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-def info(path: Path, as_json: bool) -> None:
+def info(path: Path, full: bool, as_json: bool) -> None:
     """Show what the adapter in PATH is: its base, its ranks, and how it was trained."""
     from optiq_core.train.describe import describe
 
@@ -207,7 +212,7 @@ def info(path: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(description.as_dict(), indent=2))
     else:
-        click.echo(description.as_text())
+        click.echo(description.as_text(full=full))
 
 
 @lora.command(
@@ -223,7 +228,7 @@ def info(path: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def ranks(base: str, target_modules: str, as_json: bool, **options: Any) -> None:
     """Show which rank each module of BASE would get, before anything is trained."""
-    config = TrainConfig(target_modules=_names(target_modules), **options)
+    config = TrainConfig(target_modules=module_names(target_modules), **options)
     if config.rank_scaling == "gradient" and not config.data_path:
         raise click.UsageError("--rank-scaling gradient probes the base on training data; give it with --data")
     try:
@@ -250,10 +255,6 @@ def _allocate(base: str, config: TrainConfig) -> Allocation:
     targets = rank_targets(loaded.model, loaded.metadata, config)
     data = load_data(config.data_path, loaded.tokenizer, config) if config.data_path else None
     return Allocation(tuple(targets), ranks_of(loaded.model, targets, config, data=data, loss=loss_for(loaded.model)))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @lora.command(epilog="\b\nExamples:\n  optiq lora export ./units-adapter --format peft -o ./units-peft")

@@ -7,7 +7,15 @@ import math
 import msgspec
 
 from optiq_core.errors import TrainingError
-from optiq_core.train.schemes import BUDGET_SCHEMES, RANK_SCALINGS, RankScaling
+from optiq_core.train.schemes import (
+    BUDGET_SCHEMES,
+    OPTIMIZERS,
+    RANK_SCALINGS,
+    SCHEDULES,
+    Optimizer,
+    RankScaling,
+    Schedule,
+)
 
 # No adapter with a larger rank is served.
 MAX_RANK = 256
@@ -22,6 +30,8 @@ _RANGES: dict[str, tuple[int, int]] = {
     "steps_per_eval": (1, 1_000_000),
     "steps_per_checkpoint": (1, 1_000_000),
     "loss_chunk": (0, 1_048_576),
+    "warmup_steps": (0, 10_000_000),
+    "patience": (0, 1_000_000),
     "seed": (0, 2**64 - 1),
 }
 
@@ -41,9 +51,18 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         target_modules: last path components of the modules to adapt.
         num_layers: transformer blocks to adapt, counted from the last; -1 is all of them.
         iters: optimizer steps.
+        learning_rate: after warmup; the first one of the schedule.
+        optimizer: one of MLX's, with its defaults; adafactor takes the learning rate as it is given.
+        weight_decay: of the optimizer; Adam has none.
+        lr_schedule: how the learning rate goes to ``lr_end`` at the last step.
+        lr_end: the learning rate of the last step; no effect with a constant one.
+        warmup_steps: optimizer steps over which the learning rate rises from 0.
+        clip_norm: longer gradients are shortened to this norm; 0 leaves them.
         max_seq_length: tokens; longer examples are cut.
         mask_prompt: train on the last answer only. None: yes where the data has a prompt.
         steps_per_report, steps_per_eval, steps_per_checkpoint: steps between two of each.
+        patience: end after so many validations without a lower loss and keep the best; 0 trains to the end.
+        keep_best: the adapter is the one of the lowest validation loss, not of the last step.
         grad_checkpoint: recompute each block's activations in the backward pass.
         loss_chunk: rows of logits to hold at a time, 0 for all of a batch.
     """
@@ -60,12 +79,20 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     iters: int = 100
     batch_size: int = 4
     learning_rate: float = 1e-4
+    optimizer: Optimizer = "adam"
+    weight_decay: float = 0.0
+    lr_schedule: Schedule = "constant"
+    lr_end: float = 0.0
+    warmup_steps: int = 0
+    clip_norm: float = 0.0
     max_seq_length: int = 2048
     mask_prompt: bool | None = None
     seed: int = 0
     steps_per_report: int = 10
     steps_per_eval: int = 100
     steps_per_checkpoint: int = 50
+    patience: int = 0
+    keep_best: bool = False
     grad_checkpoint: bool = False
     loss_chunk: int = 0
 
@@ -85,10 +112,30 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             found.append(("scale", f"must be above 0 and at most 10000, is {self.scale}"))
         if not 0 <= self.dropout < 1:
             found.append(("dropout", f"must be at least 0 and below 1, is {self.dropout}"))
-        if not 0 < self.learning_rate <= 1:
-            found.append(("learning_rate", f"must be above 0 and at most 1, is {self.learning_rate}"))
+        found += self._optimizer_violations()
         if not self.target_modules or not all(self.target_modules):
             found.append(("target_modules", "must name at least one module, for example q_proj"))
+        return found
+
+    def _optimizer_violations(self) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        if not 0 < self.learning_rate <= 1:
+            found.append(("learning_rate", f"must be above 0 and at most 1, is {self.learning_rate}"))
+        for name, known in (("optimizer", OPTIMIZERS), ("lr_schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                found.append((name, f"must be one of {', '.join(known)}, is {getattr(self, name)!r}"))
+        if not 0 <= self.weight_decay <= 1:
+            found.append(("weight_decay", f"must be between 0 and 1, is {self.weight_decay}"))
+        elif self.weight_decay and self.optimizer == "adam":
+            found.append(("weight_decay", "must be 0 with adam, which has none; adamw has"))
+        if not 0 <= self.lr_end <= 1:
+            found.append(("lr_end", f"must be between 0 and 1, is {self.lr_end}"))
+        elif self.lr_schedule == "exponential" and not self.lr_end:
+            found.append(("lr_end", "must be above 0 with the exponential schedule, which never reaches 0"))
+        if not (math.isfinite(self.clip_norm) and self.clip_norm >= 0):
+            found.append(("clip_norm", f"must be at least 0, is {self.clip_norm}"))
+        if 0 < self.iters <= self.warmup_steps:
+            found.append(("warmup_steps", f"must be below iters, which is {self.iters}; is {self.warmup_steps}"))
         return found
 
     def _rank_violations(self) -> list[tuple[str, str]]:

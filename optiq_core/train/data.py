@@ -28,10 +28,14 @@ __all__ = ["DataSummary", "Example", "Split", "TrainingData", "check_data", "enc
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids, and the index of the first one to predict (at least 1: nothing predicts the first)."""
+    """Token ids, and the index of the first one to predict (at least 1: nothing predicts the first).
+
+    ``line`` is where the example stands in its file, counted from 1; 0 if it comes from none.
+    """
 
     tokens: tuple[int, ...]
     start: int
+    line: int = 0
 
     @property
     def trainable(self) -> int:
@@ -40,7 +44,7 @@ class Example:
 
     def cut(self, length: int) -> Example:
         """The first ``length`` tokens."""
-        return self if len(self.tokens) <= length else Example(self.tokens[:length], self.start)
+        return self if len(self.tokens) <= length else Example(self.tokens[:length], self.start, self.line)
 
 
 @dataclass
@@ -105,7 +109,7 @@ def encode(
     for record in records:
         where = f"{file} line {record.line}"
         if record.format == "text" and not record.value["text"]:
-            yield record, Example(tokens=(), start=1)
+            yield record, Example(tokens=(), start=1, line=record.line)
             continue
         try:
             tokens, offset = processors.of(record, where).process(record.value)
@@ -113,7 +117,7 @@ def encode(
             raise
         except Exception as error:  # templates raise whatever their author wrote
             raise DataError(f"{where}: the chat template refused it ({error})") from error
-        yield record, Example(tokens=tuple(tokens), start=max(1, offset))
+        yield record, Example(tokens=tuple(tokens), start=max(1, offset), line=record.line)
 
 
 def _tokenize(records: Iterable[Record], tokenizer: Any, config: TrainConfig, file: str) -> Split:

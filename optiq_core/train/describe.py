@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ class Description:
     def ranks(self) -> dict[str, int]:
         return {module.path: module.rank for module in self.manifest.modules}
 
-    def as_text(self) -> str:
-        """Lines for a person."""
+    def as_text(self, *, full: bool = False) -> str:
+        """Lines for a person; with ``full`` the card of the training run too."""
         manifest, config = self.manifest, self.config
         base = manifest.base_model or (config.base_model if config else "") or "not recorded"
         lines = ["OptIQ LoRA adapter" if config else f"{manifest.format} {manifest.kind} adapter", f"  base: {base}"]
@@ -43,6 +44,9 @@ class Description:
             card = config.training
             loss = f", valid loss {card.valid_loss:.4f}" if card.valid_loss is not None else ""
             lines.append(f"  trained: {card.steps} steps on {card.examples} examples{loss}")
+        if full:
+            lines += _card(config) if config else ["  card: none, Optiq did not train it"]
+            lines += [f"  rank {rank:>3}  {path}" for path, rank in self.ranks.items()]
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -59,6 +63,16 @@ class Description:
             "ranks": self.ranks,
             "optiq": msgspec.to_builtins(self.config) if self.config else None,
         }
+
+
+def _card(config: LoraConfig) -> list[str]:
+    lines = ["  versions: " + ", ".join(f"{name} {version}" for name, version in config.versions.items())]
+    if config.training is None:
+        return lines
+    card: dict[str, Any] = msgspec.to_builtins(config.training)
+    settings: dict[str, Any] = card.pop("config", {})
+    lines += [f"  {name}: {value}" for name, value in card.items() if name not in settings]
+    return [*lines, "  settings:", *(f"    {name}: {json.dumps(value)}" for name, value in settings.items())]
 
 
 def describe(folder: Path) -> Description:

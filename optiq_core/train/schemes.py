@@ -1,4 +1,4 @@
-"""Names of the rank allocation schemes; apart from their rules so that command lines import nothing with them."""
+"""Names of the choices of a run; apart from what they do so that command lines import nothing with them."""
 
 from __future__ import annotations
 
@@ -10,3 +10,11 @@ RANK_SCALINGS: tuple[RankScaling, ...] = get_args(RankScaling)
 
 # Schemes whose ranks follow from the base alone, so that another scheme can be given their budget.
 BUDGET_SCHEMES: tuple[RankScaling, ...] = ("constant", "by_bits", "by_kl", "linear", "attention", "ffn")
+
+Optimizer = Literal["adam", "adamw", "sgd", "muon", "adafactor"]
+
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+
+Schedule = Literal["constant", "linear", "cosine", "exponential"]
+
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)

@@ -43,7 +43,7 @@ def make_gradient(model: nn.Module, loss: Loss) -> Callable[[Inputs], tuple[mx.a
 
 
 def make_step(
-    model: nn.Module, optimizer: optimizers.Optimizer, loss: Loss, *, compiled: bool
+    model: nn.Module, optimizer: optimizers.Optimizer, loss: Loss, *, compiled: bool, clip_norm: float = 0.0
 ) -> Callable[[Inputs], StepResult]:
     """A function that takes one batch and updates the model's trainable parameters.
 
@@ -53,11 +53,14 @@ def make_step(
         loss: see :mod:`optiq_core.train.loss`.
         compiled: trace once per batch shape. Pays on GPUs; on the CPU the first step takes several times longer
             (kernels go through a C++ compiler) and later ones gain nothing, because matrix products dominate.
+        clip_norm: longer gradients are shortened to this norm; 0 leaves them.
     """
     optimizer.init(model.trainable_parameters())
     gradient = make_gradient(model, loss)
 
     def update(grads: Any) -> None:
+        if clip_norm:
+            grads, _ = optimizers.clip_grad_norm(grads, clip_norm)
         optimizer.update(model, grads)
 
     if compiled:

@@ -12,21 +12,23 @@ from typing import Any, Literal, Protocol
 import mlx.core as mx
 import msgspec
 import numpy as np
-from mlx import nn, optimizers
+from mlx import nn
 from mlx.utils import tree_flatten
 
 from optiq_core.adapters.lora_config import LoraConfig, TrainingCard
 from optiq_core.adapters.write import StoredType, write_adapter
 from optiq_core.errors import TrainingError
-from optiq_core.train.batches import BatchOrder, sequential
-from optiq_core.train.checkpoint import RunState, restore_checkpoint, save_checkpoint
+from optiq_core.train.batches import Batch, BatchOrder, sequential
+from optiq_core.train.checkpoint import RunState, restore_best, restore_checkpoint, save_best, save_checkpoint
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.data import TrainingData
 from optiq_core.train.events import CheckpointSaved, Event, Progress, Started, Warned
 from optiq_core.train.layers import apply_lora, recomputed_blocks
 from optiq_core.train.loss import Loss, loss_for, number, to_inputs
 from optiq_core.train.meter import Meter
+from optiq_core.train.optim import build_optimizer
 from optiq_core.train.ranks import distribution
+from optiq_core.train.records import TRAIN_FILE, VALID_FILE
 from optiq_core.train.step import make_step, seed_step
 from optiq_core.train.targets import rank_targets, ranks_of
 
@@ -37,8 +39,8 @@ Outcome = Literal["succeeded", "cancelled", "stopped"]
 MAX_SKIPPED_IN_A_ROW = 10
 # Batches of one validation, mlx-lm's default; keeps its cost independent of the size of valid.jsonl.
 VALID_BATCHES = 25
-# Fields that change what a run reports, not what it computes.
-_FREE_FIELDS = ("data_path", "iters", "steps_per_report", "steps_per_eval", "steps_per_checkpoint")
+# Fields that change what a run reports, not what it computes; two of them only without what depends on them.
+_FREE_FIELDS = {"data_path", "iters", "steps_per_report", "steps_per_eval", "steps_per_checkpoint"}
 
 
 class TrainableBase(Protocol):
@@ -56,7 +58,7 @@ class TrainableBase(Protocol):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended, after which step, and the last validation loss."""
+    """How a run ended, after which step, and the validation loss of what it wrote."""
 
     outcome: Outcome
     step: int
@@ -111,6 +113,10 @@ class _Run:
         self.base, self.config, self.data = base, config, data
         self.checkpoint_dir, self.on_event, self.control = checkpoint_dir, on_event, control
         self.model: nn.Module = base.model
+        self.keeps_best = config.keep_best or config.patience > 0
+        if self.keeps_best and not data.valid.examples:
+            field = "patience" if config.patience else "keep_best"
+            raise TrainingError(f"{field}: needs validation examples, in {VALID_FILE} beside {TRAIN_FILE}", field=field)
         # The head is probed on the bare base; adapters never touch it.
         self.loss: Loss = loss_for(self.model, config.loss_chunk)
         targets = rank_targets(self.model, base.metadata, config)
@@ -118,7 +124,7 @@ class _Run:
         self.ranks = ranks_of(self.model, targets, config, data=data, loss=self.loss)
         seed_step(config.seed, 0)
         apply_lora(self.model, self.ranks, scale=config.scale, dropout=config.dropout)
-        self.optimizer = optimizers.Adam(learning_rate=config.learning_rate)
+        self.optimizer = build_optimizer(config)
         fingerprint = self._fingerprint()
         restored = restore_checkpoint(checkpoint_dir, fingerprint, self.model, self.optimizer)
         self.state = restored or RunState(fingerprint=fingerprint)
@@ -139,18 +145,31 @@ class _Run:
             outcome = self._loop()
         self.model.eval()
         if outcome == "succeeded":
-            tensors = {
-                name: np.array(value.astype(mx.float32))
-                for name, value in tree_flatten(self.model.trainable_parameters())
-            }
+            if self.keeps_best and self.state.best_step:
+                restore_best(self.checkpoint_dir, self.state, self.model)
+            self._write(out_dir, dtype, overwrite)
+        best = self.state.best_loss if self.state.best_step else self.state.valid_loss
+        return TrainResult(outcome=outcome, step=self.state.step, valid_loss=best)
+
+    def _write(self, out_dir: Path, dtype: StoredType, overwrite: bool) -> None:
+        tensors = {
+            name: np.array(value.astype(mx.float32)) for name, value in tree_flatten(self.model.trainable_parameters())
+        }
+        try:
             write_adapter(out_dir, tensors, self._card(), dtype=dtype, overwrite=overwrite)
-        return TrainResult(outcome=outcome, step=self.state.step, valid_loss=self.state.valid_loss)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise TrainingError(
+                f"{out_dir}: the adapter cannot be written ({error.strerror}); the last checkpoint stays in "
+                f"{self.checkpoint_dir}, and the same run goes on from it"
+            ) from error
 
     def _loop(self) -> Outcome:
         config, state = self.config, self.state
         order = BatchOrder(self.data.train.examples, batch_size=config.batch_size, seed=config.seed)
         compiled = mx.default_device() == mx.gpu
-        take_step = make_step(self.model, self.optimizer, self.loss, compiled=compiled)
+        take_step = make_step(self.model, self.optimizer, self.loss, compiled=compiled, clip_norm=config.clip_norm)
         meter = Meter()
         skipped_in_a_row = 0
         self.model.train()
@@ -172,26 +191,50 @@ class _Run:
                 state.trained_tokens += result.tokens
             else:
                 skipped_in_a_row += 1
-                self._skipped(skipped_in_a_row)
+                self._skipped(skipped_in_a_row, batch)
             last = state.step == config.iters
             evaluate = bool(self.data.valid.examples) and (last or state.step % config.steps_per_eval == 0)
             if evaluate:
                 state.valid_loss = self._validate()
+                last = self._judge_validation() or last
             if evaluate or last or state.step % config.steps_per_report == 0:
                 self._report(meter)
-            if not last and state.step % config.steps_per_checkpoint == 0:
-                self._save_checkpoint()
+            if last:
+                break
+            if state.step % config.steps_per_checkpoint == 0:
+                self._try_checkpoint()
         return "succeeded"
 
-    def _skipped(self, in_a_row: int) -> None:
+    def _skipped(self, in_a_row: int, batch: Batch) -> None:
         state = self.state
         state.skipped_steps += 1
+        examples = f"{TRAIN_FILE} line {', '.join(map(str, batch.lines))}"
         if in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
-                f"loss or gradient was not finite in {in_a_row} steps in a row, up to step {state.step}; "
+                f"loss or gradient was not finite in {in_a_row} steps in a row, up to step {state.step} ({examples}); "
                 f"lower learning_rate (is {self.config.learning_rate:g}) or scale (is {self.config.scale:g})"
             )
-        self.on_event(Warned(f"step {state.step}: loss or gradient is not finite; the step was skipped"))
+        self.on_event(Warned(f"step {state.step}: loss or gradient is not finite; the step was skipped ({examples})"))
+
+    def _judge_validation(self) -> bool:
+        """Remember the best weights if they are to be kept; whether the run should end here."""
+        state, patience = self.state, self.config.patience
+        if not self.keeps_best:
+            return False
+        if state.valid_loss is not None and (state.best_loss is None or state.valid_loss < state.best_loss):
+            state.best_loss, state.best_step, state.stale_evals = state.valid_loss, state.step, 0
+            save_best(self.checkpoint_dir, state, self.model)
+            return False
+        state.stale_evals += 1
+        if not patience or state.stale_evals < patience:
+            return False
+        self.on_event(
+            Warned(
+                f"step {state.step}: no lower validation loss in {state.stale_evals} validations; "
+                f"stopped early, the adapter is that of step {state.best_step}"
+            )
+        )
+        return True
 
     def _validate(self) -> float | None:
         """Mean loss per token over the first batches of the validation file, None if it is not finite."""
@@ -226,12 +269,24 @@ class _Run:
         # Buffers of shapes that went by count against the device's limit on resources.
         mx.clear_cache()
 
+    def _try_checkpoint(self) -> None:
+        """A checkpoint that cannot be written is no reason to lose the run: the one before it stays."""
+        try:
+            self._save_checkpoint()
+        except TrainingError as error:
+            self.on_event(Warned(f"step {self.state.step}: no checkpoint: {error}"))
+
     def _save_checkpoint(self) -> None:
         save_checkpoint(self.checkpoint_dir, self.state, self.model, self.optimizer)
         self.on_event(CheckpointSaved(self.state.step))
 
     def _fingerprint(self) -> str:
-        settings = {key: value for key, value in msgspec.to_builtins(self.config).items() if key not in _FREE_FIELDS}
+        free = set(_FREE_FIELDS)
+        if self.config.lr_schedule != "constant":
+            free.discard("iters")
+        if self.keeps_best:
+            free.discard("steps_per_eval")
+        settings = {key: value for key, value in msgspec.to_builtins(self.config).items() if key not in free}
         content = [settings, self.ranks, self.data.digest, self.base.digest]
         return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
@@ -253,7 +308,7 @@ class _Run:
                 dropped_examples=data.train.dropped,
                 skipped_steps=state.skipped_steps,
                 train_loss=state.train_loss,
-                valid_loss=state.valid_loss,
+                valid_loss=state.best_loss if state.best_step else state.valid_loss,
                 batch_size=config.batch_size,
                 learning_rate=config.learning_rate,
                 max_seq_length=config.max_seq_length,
@@ -261,6 +316,8 @@ class _Run:
                 seed=config.seed,
                 data_digest=data.digest,
                 base_digest=self.base.digest,
+                best_step=state.best_step,
+                config={key: value for key, value in msgspec.to_builtins(config).items() if key != "data_path"},
             ),
         )
 

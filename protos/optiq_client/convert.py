@@ -130,54 +130,21 @@ def adapter_change(response: adapter_pb2.WatchAdaptersResponse) -> t.AdapterChan
 
 def training_config(message: training_pb2.TrainingConfig) -> t.TrainingConfig:
     """A job's settings."""
-    return t.TrainingConfig(
-        data_path=message.data_path,
-        rank=message.rank,
-        rank_scaling=_enum(states.RankScaling, training_pb2.RankScaling, message.rank_scaling, "RANK_SCALING_"),
-        scale=message.scale,
-        dropout=message.dropout,
-        target_modules=tuple(message.target_modules),
-        num_layers=message.num_layers,
-        iters=message.iters,
-        batch_size=message.batch_size,
-        learning_rate=message.learning_rate,
-        max_seq_length=message.max_seq_length,
-        mask_prompt=message.mask_prompt if message.HasField("mask_prompt") else None,
-        seed=message.seed,
-        steps_per_report=message.steps_per_report,
-        steps_per_eval=message.steps_per_eval,
-        steps_per_checkpoint=message.steps_per_checkpoint,
-        grad_checkpoint=message.grad_checkpoint,
-        rank_pattern=dict(message.rank_pattern),
-        budget_like=message.budget_like,
-        loss_chunk=message.loss_chunk,
-    )
+    values = {name: getattr(message, name) for name in t.TrainingConfig.__slots__}
+    values |= {
+        "rank_scaling": _enum(states.RankScaling, training_pb2.RankScaling, message.rank_scaling, "RANK_SCALING_"),
+        "target_modules": tuple(message.target_modules),
+        "mask_prompt": message.mask_prompt if message.HasField("mask_prompt") else None,
+        "rank_pattern": dict(message.rank_pattern),
+    }
+    return t.TrainingConfig(**values)
 
 
 def training_config_message(config: t.TrainingConfig) -> training_pb2.TrainingConfig:
     """The wire form of a job's settings."""
-    return training_pb2.TrainingConfig(
-        data_path=config.data_path,
-        rank=config.rank,
-        rank_scaling=f"RANK_SCALING_{config.rank_scaling.name}",
-        scale=config.scale,
-        dropout=config.dropout,
-        target_modules=config.target_modules,
-        num_layers=config.num_layers,
-        iters=config.iters,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        max_seq_length=config.max_seq_length,
-        mask_prompt=config.mask_prompt,
-        seed=config.seed,
-        steps_per_report=config.steps_per_report,
-        steps_per_eval=config.steps_per_eval,
-        steps_per_checkpoint=config.steps_per_checkpoint,
-        grad_checkpoint=config.grad_checkpoint,
-        rank_pattern=config.rank_pattern,
-        budget_like=config.budget_like,
-        loss_chunk=config.loss_chunk,
-    )
+    values: dict[str, Any] = {name: getattr(config, name) for name in t.TrainingConfig.__slots__}
+    values["rank_scaling"] = f"RANK_SCALING_{config.rank_scaling.name}"
+    return training_pb2.TrainingConfig(**values)
 
 
 def progress(message: training_pb2.TrainingProgress) -> t.Progress:

@@ -224,6 +224,14 @@ class TrainingConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     budget_like: str = ""
     loss_chunk: int = 0
+    optimizer: str = ""
+    weight_decay: float = 0.0
+    lr_schedule: str = ""
+    lr_end: float = 0.0
+    warmup_steps: int = 0
+    clip_norm: float = 0.0
+    patience: int = 0
+    keep_best: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from optiq_core.train.options import rank_options
+from optiq_core.train.options import module_names, train_options
 from optiq_daemon.cli import output
 from optiq_daemon.cli.exits import EXIT_FAILED, EXIT_OK
 from optiq_daemon.cli.options import Connection, complete_job, connection_options, json_option
@@ -90,6 +90,7 @@ def watch(job: str, connection: Connection, as_json: bool) -> int:
 @jobs.command(
     epilog="\b\nExamples:\n  optiq jobs submit --adapter units --data ./units --watch\n"
     "  optiq jobs submit --adapter units --data ./units --max-seq-length 4096 --dry-run\n"
+    "  optiq jobs submit --config run.yaml --adapter tone --data ./tone\n"
     "  optiq jobs submit --adapter tone --data ./tone --rank 16 --rank-scaling constant --target-modules q_proj,o_proj"
 )
 @click.option("--adapter", required=True, help="Name to serve the result under.")
@@ -99,23 +100,7 @@ def watch(job: str, connection: Connection, as_json: bool) -> int:
     type=click.Path(exists=True, file_okay=False),
     help="Folder with train.jsonl and optionally valid.jsonl.",
 )
-@click.option("--rank", type=int, default=0, help="Rank [8].")
-@rank_options
-@click.option("--scale", type=float, default=0.0, help="Factor on the low-rank product [20].")
-@click.option("--dropout", type=float, default=0.0, help="Dropout on the adapter's input [0].")
-@click.option("--target-modules", default="", help="Comma-separated [q_proj,v_proj].")
-@click.option("--num-layers", type=int, default=0, help="Blocks to adapt, from the last; -1 all [16].")
-@click.option("--iters", type=int, default=0, help="Optimizer steps [100].")
-@click.option("--batch-size", type=int, default=0, help="Examples a step [4].")
-@click.option("--learning-rate", type=float, default=0.0, help="Learning rate [1e-4].")
-@click.option("--max-seq-length", type=int, default=0, help="Tokens an example is cut to [2048].")
-@click.option("--mask-prompt/--no-mask-prompt", default=None, help="Learn the answer only [yes, unless `text`].")
-@click.option("--seed", type=int, default=0, help="Seed of data order and initialisation [0].")
-@click.option("--grad-checkpoint", is_flag=True, help="Less memory, more compute.")
-@click.option("--loss-chunk", default=0, help="Rows of logits to hold at a time, 0 for all.")
-@click.option("--steps-per-report", type=int, default=0, help="Steps between reports [10].")
-@click.option("--steps-per-eval", type=int, default=0, help="Steps between validations [100].")
-@click.option("--steps-per-checkpoint", type=int, default=0, help="Steps between checkpoints [50].")
+@train_options(remote=True)
 @click.option("--watch", "follow", is_flag=True, help="Show its progress until it ends.")
 @click.option("--dry-run", is_flag=True, help="Say what it would take and what would fit; queue nothing.")
 @connection_options
@@ -138,7 +123,7 @@ def submit(
     config = TrainingConfig(
         data_path=data,
         rank_scaling=RankScaling[rank_scaling.upper()],
-        target_modules=tuple(m.strip() for m in target_modules.split(",") if m.strip()),
+        target_modules=module_names(target_modules),
         **settings,  # type: ignore[arg-type]
     )
     with connection.client() as client:
