@@ -137,7 +137,7 @@ def test_recomputing_activations_changes_nothing_but_memory(lab: Lab) -> None:
 
 def test_the_compiled_step_takes_the_same_steps(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.run("eager", dropout=0.1)
-    monkeypatch.setattr(trainer, "make_step", lambda *args, compiled: make_step(*args, compiled=True))
+    monkeypatch.setattr(trainer, "make_step", lambda *args, compiled, **rest: make_step(*args, compiled=True, **rest))
     lab.run("compiled", dropout=0.1)
     for name, value in lab.weights("eager").items():
         assert np.allclose(value, lab.weights("compiled")[name], atol=1e-5), name
