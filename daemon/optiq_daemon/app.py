@@ -202,7 +202,7 @@ class App:
         return status
 
     async def _engine_up(self, client: EngineClient, base: engine_pb2.GetBaseResponse) -> None:
-        modules = {m.path: ModuleShape(m.input_dims, m.output_dims, m.kind) for m in base.modules}
+        modules = {m.path: ModuleShape(m.input_dims, m.output_dims, m.kind, m.experts) for m in base.modules}
         names = (f"optiq/{MODEL_NAME}" if self.settings.model == EMBEDDED else self.settings.model,)
         info = BaseInfo(base.digest, modules, names, strict=self.settings.base_mismatch == "refuse")
         await self.registry.engine_up(client, info, self._adapter_budget(base))

@@ -142,7 +142,13 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             layer_count=len(base.model.layers),
             max_context=base.max_context,
             modules=[
-                pb.TargetModule(path=path, input_dims=shape.input_dims, output_dims=shape.output_dims, kind=shape.kind)
+                pb.TargetModule(
+                    path=path,
+                    input_dims=shape.input_dims,
+                    output_dims=shape.output_dims,
+                    kind=shape.kind,
+                    experts=shape.experts,
+                )
                 for path, shape in engine.modules.items()
             ],
             device_kind=base.profile.kind,

@@ -24,8 +24,17 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from .banked import BankedEmbedding, BankedLinear
-from .kinds import LOOKUP, adaptable_embeddings, adaptable_modules, compute_dtype, linear_dims, module_shape
-from .manifest import EMBEDDING, ModuleShape
+from .experts import BankedExperts, routing_of
+from .kinds import (
+    LOOKUP,
+    adaptable_embeddings,
+    adaptable_experts,
+    adaptable_modules,
+    compute_dtype,
+    linear_dims,
+    module_shape,
+)
+from .manifest import EMBEDDING, EXPERTS, ModuleShape
 from .pages import PagePool, PageRun
 from .plan import ActiveRows
 from .tensors import DeltaTensors, combine
@@ -44,6 +53,7 @@ class SlotHandle:
 
 
 BASE = SlotHandle(0, 0)
+Banked = BankedLinear | BankedEmbedding | BankedExperts
 
 # What the modules of the running forward pass add: rows of a batch, or the name of a mounted adapter.
 # A context variable, so that concurrent tasks and threads keep their own.
@@ -71,7 +81,7 @@ class AdapterBank:
     dtype: mx.Dtype = mx.float32
     linears: dict[str, nn.Module] = field(init=False)
     targets: dict[str, nn.Module] = field(init=False)
-    _banked: dict[str, BankedLinear | BankedEmbedding] = field(init=False, default_factory=dict)
+    _banked: dict[str, Banked] = field(init=False, default_factory=dict)
     # By module path; what adapters add to an embedding's lookup alone has its own.
     _pools: dict[str, PagePool] = field(init=False, default_factory=dict)
     _loaded: dict[str, _Loaded] = field(init=False, default_factory=dict)
@@ -86,7 +96,7 @@ class AdapterBank:
 
     def __post_init__(self) -> None:
         self.linears = adaptable_modules(self.model)
-        self.targets = {**self.linears, **adaptable_embeddings(self.model)}
+        self.targets = {**self.linears, **adaptable_embeddings(self.model), **adaptable_experts(self.model)}
 
     @property
     def modules(self) -> dict[str, ModuleShape]:
@@ -226,7 +236,7 @@ class AdapterBank:
             runs = self._paged.setdefault(slot, {})
             for path, delta in self._loaded[self._keys[slot]].tensors.items():
                 pool = self._pools[path]
-                run = self._take(path, delta.a.shape[1], in_use)
+                run = self._take(path, delta.a.shape[-1], in_use)
                 pool.write(run, delta.a, delta.b)
                 runs[path] = run
                 written += [pool.a, pool.b]
@@ -261,13 +271,19 @@ class AdapterBank:
             self._named[chosen] = self.rows([self.handle(chosen)], [1.0])
         return self._named[chosen]
 
-    def _module(self, key: str) -> BankedLinear | BankedEmbedding:
+    def _module(self, key: str) -> Banked:
         path = key.removesuffix(LOOKUP)
         module = self._banked.get(path)
         if module is None:
-            base = self.targets[path]
-            kind = BankedEmbedding if module_shape(base).kind == EMBEDDING else BankedLinear
-            module = kind(base, path, self._active_rows, self.dtype)
+            module = self._wrap(path)
             self.model.update_modules(tree_unflatten([(path, module)]))
             self._banked[path] = module
         return module
+
+    def _wrap(self, path: str) -> Banked:
+        base = self.targets[path]
+        kind = module_shape(base).kind
+        if kind == EXPERTS:
+            block = dict(self.model.named_modules())[path.rpartition(".")[0]]
+            return BankedExperts(base, path, self._active_rows, self.dtype, routing_of(block))
+        return (BankedEmbedding if kind == EMBEDDING else BankedLinear)(base, path, self._active_rows, self.dtype)

@@ -89,7 +89,7 @@ class BankedEmbedding(nn.Module):
     def pool_of(self, key: str) -> PagePool:
         """Return the pages of the adapters that change lookup and head, or the lookup alone; made on first use."""
         if key not in self._pools:
-            tokens, width, _ = module_shape(self.base)
+            tokens, width, *_ = module_shape(self.base)
             # In a tuple, for nn.Module takes no part in it.
             self._pools[key] = (PagePool(tokens, width, self._dtype),)
         return self._pools[key][0]

@@ -88,6 +88,16 @@ def fuse_adapter(
     model, config = load_model(base, lazy=True)
     linears = {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear | nn.QuantizedLinear)}
     manifest = read_manifest(adapter)
+    for module in manifest.modules:
+        if module.experts:
+            raise AdapterError(
+                "UNSUPPORTED_KIND",
+                "adapters of stacks of experts are served, not fused",
+                file=manifest.weights_file,
+                tensor=module.a,
+                expected="linear modules",
+                found=f"{module.experts} experts",
+            )
     validate_against_base(manifest, {path: ModuleShape(*linear_dims(module)) for path, module in linears.items()})
     cosines: dict[str, float] = {}
     modules = read_arrays(adapter, manifest)

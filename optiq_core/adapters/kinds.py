@@ -5,11 +5,12 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, SwitchLinear, SwitchMLP
 
 from ..base.blocked import BlockedEmbedding, BlockedLinear
-from .manifest import EMBEDDING, LINEAR, ModuleShape
+from .manifest import EMBEDDING, EXPERTS, LINEAR, ModuleShape
 
+_STACKS = SwitchLinear | QuantizedSwitchLinear
 _EMBEDDINGS = nn.Embedding | nn.QuantizedEmbedding | BlockedEmbedding
 # Ends the key of what an adapter adds to an embedding's lookup alone, and not to a head that is tied to it.
 LOOKUP = "@lookup"
@@ -26,8 +27,24 @@ def adaptable_embeddings(model: nn.Module) -> dict[str, nn.Module]:
     return {path: module for path, module in model.named_modules() if isinstance(module, _EMBEDDINGS)}
 
 
+def adaptable_experts(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every stack of experts of a model by its dotted path, plain or quantized.
+
+    Only those in mlx-lm's own blocks of experts: how a model routes tokens to others is not known here.
+    """
+    blocks = {path: m for path, m in model.named_modules() if isinstance(m, SwitchGLU | SwitchMLP)}
+    return {
+        f"{path}.{name}": module
+        for path, block in blocks.items()
+        for name, module in block.named_modules()
+        if isinstance(module, _STACKS)
+    }
+
+
 def module_shape(module: nn.Module) -> ModuleShape:
-    """Return the shape of a linear module or an embedding."""
+    """Return the shape of a linear module, an embedding or a stack of experts."""
+    if isinstance(module, _STACKS):
+        return ModuleShape(*linear_dims(module), EXPERTS, module.weight.shape[0])
     if isinstance(module, BlockedEmbedding):
         return ModuleShape(*module.dims, EMBEDDING)
     if isinstance(module, _EMBEDDINGS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-LINEAR, EMBEDDING = "linear", "embedding"
+LINEAR, EMBEDDING, EXPERTS = "linear", "embedding", "experts"
 
 
 class ModuleShape(NamedTuple):
@@ -14,12 +14,14 @@ class ModuleShape(NamedTuple):
     Attributes:
         input_dims: columns of its weight; an embedding's tokens.
         output_dims: rows of its weight; an embedding's width.
-        kind: ``linear`` or ``embedding``.
+        kind: ``linear``, ``embedding``, or ``experts`` for a stack of linear modules that tokens are routed through.
+        experts: modules of a stack; 0 for the other kinds. Dims are those of one.
     """
 
     input_dims: int
     output_dims: int
     kind: str = LINEAR
+    experts: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class ModuleDelta:
         transposed: tensors are stored as PEFT does, A as [rank, in] and B as [out, rank].
         lookup: PEFT's kind of embedding adapter, which changes what tokens are looked up as and never a tied head.
         base_copy: tensor name of the base's weight as the file repeats it, or empty.
+        experts: A and B are stacks of so many, [experts, rank, in] and [experts, out, rank]; 0 for a plain module.
     """
 
     path: str
@@ -51,6 +54,13 @@ class ModuleDelta:
     transposed: bool = False
     lookup: bool = False
     base_copy: str = ""
+    experts: int = 0
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers in the tensors, padding not counted."""
+        low_rank = self.rank * (self.input_dims + self.output_dims) * max(self.experts, 1)
+        return low_rank + (self.output_dims if self.dora else 0)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ import mlx.core as mx
 
 PAGE_RANK = 8
 _FIRST_PAGES = 16
+# A page of a stack has eight ranks of every expert: room is made as adapters come.
+_FIRST_STACKED = 1
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,15 @@ class PagePool:
         input_dims: columns of ``a``.
         output_dims: columns of ``b``.
         dtype: of both.
+        experts: of a stack; its pages are [pages, experts, 8, in] and [pages, experts, 8, out]. 0 for other modules.
     """
 
-    def __init__(self, input_dims: int, output_dims: int, dtype: mx.Dtype) -> None:
-        self.a = mx.zeros((_FIRST_PAGES, PAGE_RANK, input_dims), dtype)
-        self.b = mx.zeros((_FIRST_PAGES, PAGE_RANK, output_dims), dtype)
-        self._used = bytearray(_FIRST_PAGES)
+    def __init__(self, input_dims: int, output_dims: int, dtype: mx.Dtype, experts: int = 0) -> None:
+        pages = _FIRST_STACKED if experts else _FIRST_PAGES
+        stack = (experts,) if experts else ()
+        self.a = mx.zeros((pages, *stack, PAGE_RANK, input_dims), dtype)
+        self.b = mx.zeros((pages, *stack, PAGE_RANK, output_dims), dtype)
+        self._used = bytearray(pages)
 
     @property
     def nbytes(self) -> int:
@@ -77,23 +82,24 @@ class PagePool:
 
         Args:
             run: pages that :meth:`take` gave.
-            a: [in, rank].
-            b: [rank, out].
+            a: [in, rank], or [experts, in, rank].
+            b: [rank, out], or [experts, rank, out].
         """
         end = run.first + run.count
-        self.a[run.first : end] = _paged(a.T, run.count)
+        self.a[run.first : end] = _paged(a.swapaxes(-1, -2), run.count)
         self.b[run.first : end] = _paged(b, run.count)
 
     def _grow(self, pages: int) -> None:
         extra = max(pages, 2 * len(self._used)) - len(self._used)
-        self.a = mx.pad(self.a, [(0, extra), (0, 0), (0, 0)])
-        self.b = mx.pad(self.b, [(0, extra), (0, 0), (0, 0)])
+        rest = [(0, 0)] * (self.a.ndim - 1)
+        self.a, self.b = mx.pad(self.a, [(0, extra), *rest]), mx.pad(self.b, [(0, extra), *rest])
         self._used += bytes(extra)
 
 
 def _paged(matrix: mx.array, count: int) -> mx.array:
-    """Zero-pad [rank, width] to whole pages: [count, 8, width]."""
-    missing = count * PAGE_RANK - matrix.shape[0]
+    """Zero-pad [..., rank, width] to whole pages: [count, ..., 8, width]."""
+    *stack, rank, width = matrix.shape
+    missing = count * PAGE_RANK - rank
     if missing:
-        matrix = mx.pad(matrix, [(0, missing), (0, 0)])
-    return matrix.reshape(count, PAGE_RANK, -1)
+        matrix = mx.pad(matrix, [(0, 0)] * len(stack) + [(0, missing), (0, 0)])
+    return mx.moveaxis(matrix.reshape(*stack, count, PAGE_RANK, width), len(stack), 0)

@@ -22,7 +22,7 @@ _BASE_CHANGING = ("pissa", "olora", "loftq", "corda", "eva_base")
 _UNSUPPORTED = {
     "lora_bias": "biases on the low-rank matrices",
     "layer_replication": "replicated layers",
-    "target_parameters": "adapters on bare parameters",
+    "target_parameters": "adapters on bare parameters (their tensors do not name the parameter)",
     "alora_invocation_tokens": "activated LoRA",
     "use_qalora": "QA-LoRA's pooled input",
     "modules_to_save": "fully trained modules",

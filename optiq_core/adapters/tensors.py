@@ -32,8 +32,8 @@ class DeltaTensors:
     """What one adapter adds to one module.
 
     Attributes:
-        a: [in, rank], lying in memory by ranks.
-        b: [rank, out], the scale (and DoRA's gain) folded in.
+        a: [in, rank], lying in memory by ranks; [experts, in, rank] for a stack of experts.
+        b: [rank, out], the scale (and DoRA's gain) folded in; [experts, rank, out] for a stack.
         gain: [out], DoRA's ``g - 1``; None for LoRA.
     """
 
@@ -107,14 +107,16 @@ def _delta(
 ) -> DeltaTensors:
     def read(name: str) -> mx.array:
         tensor = raw[name].astype(mx.float32)
-        return tensor.T if spec.transposed and tensor.ndim == 2 else tensor
+        # mlx-lm keeps the matrices of experts as PEFT does those of linear modules.
+        swapped = (spec.transposed or spec.experts) and tensor.ndim > 1
+        return tensor.swapaxes(-1, -2) if swapped else tensor
 
     def bound(name: str, tensor: mx.array) -> None:
         largest.append((name, mx.abs(tensor).max()))
 
     # Columns and rows beyond the true rank are zero padding for stock mlx-lm.
-    a = read(spec.a)[:, : spec.rank]
-    b = read(spec.b)[: spec.rank] * spec.scale
+    a = read(spec.a)[..., : spec.rank]
+    b = read(spec.b)[..., : spec.rank, :] * spec.scale
     bound(spec.a, a.astype(dtype))
     gain = None
     if spec.dora:
@@ -129,7 +131,7 @@ def _delta(
         bound(spec.magnitude, gain)
     b = mx.contiguous(b.astype(dtype))
     bound(spec.b, b)
-    return DeltaTensors(mx.contiguous(a.T.astype(dtype)).T, b, gain)
+    return DeltaTensors(mx.contiguous(a.swapaxes(-1, -2).astype(dtype)).swapaxes(-1, -2), b, gain)
 
 
 def combine(parts: Sequence[tuple[Mapping[str, DeltaTensors], float]]) -> dict[str, DeltaTensors]:
@@ -151,8 +153,8 @@ def combine(parts: Sequence[tuple[Mapping[str, DeltaTensors], float]]) -> dict[s
 def _combine_module(deltas: list[tuple[DeltaTensors, float]]) -> DeltaTensors:
     gains = [weight * delta.gain for delta, weight in deltas if delta.gain is not None]
     return DeltaTensors(
-        a=mx.concatenate([delta.a.T for delta, _ in deltas]).T,
-        b=mx.concatenate([weight * delta.b for delta, weight in deltas], axis=0),
+        a=mx.concatenate([delta.a.swapaxes(-1, -2) for delta, _ in deltas], axis=-2).swapaxes(-1, -2),
+        b=mx.concatenate([weight * delta.b for delta, weight in deltas], axis=-2),
         gain=sum(gains[1:], gains[0]) if gains else None,
     )
 

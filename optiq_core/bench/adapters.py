@@ -9,18 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from ..adapters.manifest import LINEAR, ModuleShape
+
 TARGETS = {"qv": ("q_proj", "v_proj"), "all": ("",)}
 # Large enough that every adapter says something else, small enough that the model still makes sense.
 _SIZE = 0.05
 _SCALE = 2.0
 
 
-def chosen(modules: Mapping[str, Any], targets: str) -> dict[str, tuple[int, int]]:
+def chosen(modules: Mapping[str, ModuleShape], targets: str) -> dict[str, tuple[int, int]]:
     """Return path and (input, output) dims of the blocks' linear modules that ``qv`` or ``all`` name."""
     return {
-        path: (dims[0], dims[1])
+        path: (dims.input_dims, dims.output_dims)
         for path, dims in modules.items()
-        if ".layers." in f".{path}" and path.endswith(TARGETS[targets])
+        if dims.kind == LINEAR and ".layers." in f".{path}" and path.endswith(TARGETS[targets])
     }
 
 

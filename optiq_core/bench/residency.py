@@ -61,7 +61,7 @@ def run(
     prompts = [prompt_ids(base, i) for i in range(_USED)]
 
     with tempfile.TemporaryDirectory() as scratch:
-        modules = chosen({path: (m[0], m[1]) for path, m in engine.bank.modules.items()}, targets)
+        modules = chosen(engine.modules, targets)
         narrate(f"writing {adapters} adapters")
         folders = [write_folder(Path(scratch) / name, modules, rank, i) for i, name in enumerate(names)]
 

@@ -54,7 +54,7 @@ def run(
     cold: list[float] = []
     # Adapters are read on a thread of their own, as in the engine process.
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as loader:
-        modules = chosen({path: (m[0], m[1]) for path, m in engine.bank.modules.items()}, targets)
+        modules = chosen(engine.modules, targets)
         narrate(f"writing {2 * requests + 1} adapters")
         folders = [write_folder(Path(scratch) / str(i), modules, rank, i) for i in range(2 * requests + 1)]
 

@@ -1,7 +1,7 @@
 """``python -m tests.net --minutes 60 --seed 1``: rounds of random load until the time is over, as JSON on stdout.
 
-Rounds alternate between tiny random models and, one in eight, the embedded model. Every round prints its seed on
-stderr; ``--rounds 1 --seed N`` repeats it. Exit code 1 if an answer differed.
+Of eight rounds, five are on tiny random models, two on tiny mixtures of experts, one on the embedded model. Every round
+prints its seed on stderr; ``--rounds 1 --seed N`` repeats it. Exit code 1 if an answer differed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .run import Report
-from .worlds import embedded_round, tiny_round
+from .worlds import embedded_round, moe_round, tiny_round
 
-_EMBEDDED_EVERY = 8
+_ROUNDS = {"tiny": tiny_round, "moe": moe_round, "embedded": embedded_round}
+# By the seed's remainder.
+_KINDS = ("embedded", "tiny", "tiny", "moe", "tiny", "tiny", "tiny", "moe")
 
 
 def main() -> int:
@@ -29,17 +31,17 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0, help="begin no round after this [5]")
     parser.add_argument("--rounds", type=int, default=0, help="rounds at most; 0: as many as there is time for")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the first round [the clock]")
-    parser.add_argument("--only", choices=("tiny", "embedded"), help="one kind of model only")
+    parser.add_argument("--only", choices=tuple(_ROUNDS), help="one kind of model only")
     options = parser.parse_args()
     began = time.monotonic()
     total = Report()
-    rounds = {"tiny": 0, "embedded": 0}
+    rounds = dict.fromkeys(_ROUNDS, 0)
     for seed in itertools.islice(itertools.count(options.seed), options.rounds or None):
         if time.monotonic() - began > 60 * options.minutes:
             break
-        kind = options.only or ("embedded" if seed % _EMBEDDED_EVERY == 0 else "tiny")
+        kind = options.only or _KINDS[seed % len(_KINDS)]
         with tempfile.TemporaryDirectory() as folder:
-            report = (tiny_round if kind == "tiny" else embedded_round)(Path(folder), seed)
+            report = _ROUNDS[kind](Path(folder), seed)
         total.add(report)
         rounds[kind] += 1
         print(

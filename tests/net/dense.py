@@ -22,7 +22,7 @@ Deltas = dict[str, np.ndarray]
 
 
 def weight_deltas(folder: Path, model: nn.Module) -> Deltas:
-    """Return what an adapter folder in mlx-lm's format adds to the weights [out, in] of the model's linear modules."""
+    """Return what an adapter folder in mlx-lm's format adds to the model's weights, [out, in] or stacks of these."""
     tensors = load_file(folder / "adapters.safetensors")
     scale = json.loads((folder / "adapter_config.json").read_text())["lora_parameters"]["scale"]
     modules = dict(model.named_modules())
@@ -31,7 +31,9 @@ def weight_deltas(folder: Path, model: nn.Module) -> Deltas:
         path, dot, kind = name.rpartition(".")
         if kind != "lora_a" or not dot:
             continue
-        product = (tensors[name].astype(np.float64) @ tensors[f"{path}.lora_b"].astype(np.float64)).T * scale
+        a, b = (tensors[f"{path}.{leaf}"].astype(np.float64) for leaf in ("lora_a", "lora_b"))
+        # Stacks of experts: [experts, rank, in] and [experts, out, rank].
+        product = (b @ a if a.ndim == 3 else (a @ b).T) * scale
         if f"{path}.m" in tensors:
             weight = np.array(modules[path].weight, np.float64)
             merged = weight + product

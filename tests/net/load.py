@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlx.nn as nn
 
+from optiq_core.adapters.kinds import adaptable_experts
 from optiq_core.engine.types import EngineRequest, Sampling
 from tests.unit.tiny import write_mlx_adapter
 
@@ -47,16 +48,18 @@ EMBEDDED = Shape(49_000, 200, 12, (1, 4, 8, 12, 16, 64), 0.3, 0.6)
 def write_adapters(root: Path, model: nn.Module, shape: Shape, count: int, seed: int) -> dict[str, Path]:
     """Write adapters of mixed ranks, targets and kinds; returns their folders by key."""
     made = {}
+    mixture = bool(adaptable_experts(model))
     for i in range(count):
-        rank = shape.ranks[i % len(shape.ranks)]
+        rank, targets = shape.ranks[i % len(shape.ranks)], TARGETS[i % len(TARGETS)]
         made[f"v{i}"] = write_mlx_adapter(
             root / f"v{i}",
             model,
             rank=rank,
             scale=shape.scale,
             seed=seed * 1000 + i,
-            dora=i % 3 == 2,
-            targets=TARGETS[i % len(TARGETS)],
+            # There is no DoRA on experts.
+            dora=i % 3 == 2 and not (mixture and "q_proj" not in targets),
+            targets=targets,
         )
     return made
 

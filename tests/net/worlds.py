@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from optiq_core.base import load_base, resolve_base, setup_device
+from tests.unit.moe import moe_model
 from tests.unit.tiny import tiny_base, tiny_model
 
 from .dense import Dense
@@ -21,6 +22,14 @@ def tiny_round(root: Path, seed: int, requests: int = 120) -> Report:
     setup_device()
     dense = Dense(tiny_model(seed), {0}, _TINY_TOLERANCE)
     return Net(tiny_base(seed), dense, root, TINY, seed).run(requests)
+
+
+def moe_round(root: Path, seed: int, requests: int = 120) -> Report:
+    """Serve and compare requests on a tiny random mixture of experts, with adapters on the experts too."""
+    setup_device()
+    kind = ("qwen3_moe", "mixtral", "olmoe")[seed // 8 % 3]
+    dense = Dense(moe_model(kind, seed), {0}, _TINY_TOLERANCE)
+    return Net(tiny_base(model=moe_model(kind, seed)), dense, root, TINY, seed).run(requests)
 
 
 def embedded_round(root: Path, seed: int, requests: int = 32) -> Report:

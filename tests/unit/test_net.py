@@ -8,7 +8,7 @@ import pytest
 
 from optiq_core.engine.types import Sampling
 from tests.net.dense import Dense, weight_deltas
-from tests.net.worlds import embedded_round, tiny_round
+from tests.net.worlds import embedded_round, moe_round, tiny_round
 from tests.unit.engine_run import request
 from tests.unit.tiny import tiny_model, write_mlx_adapter
 
@@ -21,6 +21,13 @@ def test_every_answer_under_load_is_that_of_dense_weights(tmp_path: Path, seed: 
     assert report.requests == 60
     assert report.explained <= 3
     assert min(report.blends, report.cancelled, report.mounts, report.unmounts) > 0
+    assert report.most_adapters > 1
+
+
+def test_every_answer_of_a_mixture_of_experts_is_that_of_dense_weights(tmp_path: Path) -> None:
+    report = moe_round(tmp_path, 3, requests=40)
+    assert not report.differences
+    assert report.requests == 40
     assert report.most_adapters > 1
 
 
@@ -42,7 +49,7 @@ def test_the_net_catches_what_it_is_for(tmp_path: Path) -> None:
 @pytest.mark.timeout(1200)
 def test_every_answer_of_many_seeds(tmp_path: Path) -> None:
     for seed in range(100, 120):
-        report = tiny_round(tmp_path / str(seed), seed)
+        report = (tiny_round if seed % 4 else moe_round)(tmp_path / str(seed), seed)
         assert not report.differences, seed
     report = embedded_round(tmp_path / "embedded", 120)
     assert not report.differences

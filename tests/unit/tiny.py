@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,6 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from optiq_core.adapters.bank import adaptable_modules, linear_dims
+from optiq_core.adapters.kinds import adaptable_experts
 from optiq_core.adapters.tensors import base_weight
 from optiq_core.base import BaseMetadata, LoadedBase, setup_device
 
@@ -66,6 +68,12 @@ def write_mlx_adapter(
             if dora:
                 norm = np.array(mx.linalg.norm(base_weight(module), axis=1))
                 tensors[f"{path}.m"] = (norm * rng.uniform(0.8, 1.2, outputs)).astype(np.float32)
+    for path, stack in adaptable_experts(model).items():
+        if path.rsplit(".", 1)[-1] in targets and layers in path and not dora:
+            inputs, outputs = linear_dims(stack)
+            experts = stack.weight.shape[0]
+            tensors[f"{path}.lora_a"] = rng.normal(size=(experts, rank, inputs)).astype(np.float32) * 0.1
+            tensors[f"{path}.lora_b"] = rng.normal(size=(experts, outputs, rank)).astype(np.float32) * 0.1
     folder.mkdir(parents=True)
     save_file(tensors, folder / "adapters.safetensors")
     config = {
@@ -97,10 +105,10 @@ def save_tiny_base(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def tiny_base(seed: int = 0, *, hidden: int = 64) -> LoadedBase:
-    """The tiny model as the engine takes it."""
+def tiny_base(seed: int = 0, *, hidden: int = 64, model: Any = None) -> LoadedBase:
+    """The tiny model, or another one with its vocabulary, as the engine takes it."""
     return LoadedBase(
-        model=tiny_model(seed, hidden=hidden),
+        model=model or tiny_model(seed, hidden=hidden),
         tokenizer=tiny_tokenizer(),
         config={"max_position_embeddings": 512},
         path=Path("tiny"),

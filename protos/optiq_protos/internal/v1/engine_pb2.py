@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from optiq_protos.v1 import generation_pb2 as optiq__protos_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%optiq_protos/internal/v1/engine.proto\x12\x11optiq.internal.v1\x1a optiq_protos/v1/generation.proto\"\x10\n\x0eGetBaseRequest\"S\n\x0cTargetModule\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\ninput_dims\x18\x02 \x01(\x05\x12\x13\n\x0boutput_dims\x18\x03 \x01(\x05\x12\x0c\n\x04kind\x18\x04 \x01(\t\"\x84\x02\n\x0fGetBaseResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x17\n\x0f\x62its_per_weight\x18\x04 \x01(\x01\x12\x13\n\x0blayer_count\x18\x05 \x01(\x05\x12\x13\n\x0bmax_context\x18\x06 \x01(\x05\x12\x30\n\x07modules\x18\x07 \x03(\x0b\x32\x1f.optiq.internal.v1.TargetModule\x12\x13\n\x0b\x64\x65vice_kind\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\t \x01(\t\x12\x0f\n\x07\x63ompute\x18\n \x01(\t\x12\r\n\x05notes\x18\x0b \x03(\t\"2\n\x12LoadAdapterRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"-\n\x13LoadAdapterResponse\x12\x16\n\x0eresident_bytes\x18\x01 \x01(\x03\"&\n\x14UnloadAdapterRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"-\n\x0b\x41\x64\x61pterPart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"\'\n\x14ProbeAdaptersRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"\x9b\x01\n\x15ProbeAdaptersResponse\x12N\n\x0b\x64ifferences\x18\x01 \x03(\x0b\x32\x39.optiq.internal.v1.ProbeAdaptersResponse.DifferencesEntry\x1a\x32\n\x10\x44ifferencesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xf9\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\radapter_scale\x18\x03 \x01(\x01\x12*\n\x08messages\x18\x04 \x01(\x0b\x32\x16.optiq.v1.ChatMessagesH\x00\x12\x12\n\x08raw_text\x18\x05 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x06 \x01(\x0b\x32\x12.optiq.v1.TokenIdsH\x00\x12*\n\x08sampling\x18\x07 \x01(\x0b\x32\x18.optiq.v1.SamplingParams\x12\x12\n\nmax_tokens\x18\x08 \x01(\x05\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x30\n\x08\x61\x64\x61pters\x18\n \x03(\x0b\x32\x1e.optiq.internal.v1.AdapterPart\x12\x17\n\x0f\x63\x61\x63he_namespace\x18\x0b \x01(\t\x12\x19\n\x0ctop_logprobs\x18\x14 \x01(\x05H\x01\x88\x01\x01\x42\x07\n\x05inputB\x0f\n\r_top_logprobsJ\x04\x08\x02\x10\x03\"\xaf\x01\n\x10GenerateResponse\x12\"\n\x06queued\x18\x01 \x01(\x0b\x32\x10.optiq.v1.QueuedH\x00\x12$\n\x07started\x18\x02 \x01(\x0b\x32\x11.optiq.v1.StartedH\x00\x12 \n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x0f.optiq.v1.ChunkH\x00\x12&\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x12.optiq.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\x12\n\x10GetStatusRequest\"\xcb\x03\n\x11GetStatusResponse\x12\x13\n\x0b\x61\x63tive_rows\x18\x01 \x01(\x05\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\x05\x12\x19\n\x11resident_adapters\x18\x03 \x01(\x05\x12\x15\n\radapter_bytes\x18\x04 \x01(\x03\x12\x16\n\x0ekv_cache_bytes\x18\x05 \x01(\x03\x12\x1b\n\x13\x61\x63tive_memory_bytes\x18\x06 \x01(\x03\x12\x19\n\x11peak_memory_bytes\x18\x07 \x01(\x03\x12\x19\n\x11tokens_per_second\x18\x08 \x01(\x01\x12\x18\n\x10generated_tokens\x18\t \x01(\x03\x12 \n\x18max_adapters_in_one_step\x18\n \x01(\x05\x12\x10\n\x08kv_cache\x18\x10 \x01(\t\x12\x1a\n\x12kv_bytes_per_token\x18\x11 \x01(\x01\x12\x17\n\x0fkv_budget_bytes\x18\x0b \x01(\x03\x12\x1a\n\x12prefix_cache_bytes\x18\x0c \x01(\x03\x12\x1c\n\x14prefix_cache_entries\x18\r \x01(\x05\x12\x13\n\x0bprefix_hits\x18\x0e \x01(\x03\x12\x19\n\x11prefix_hit_tokens\x18\x0f \x01(\x03\x32\xb6\x04\n\rEngineService\x12P\n\x07GetBase\x12!.optiq.internal.v1.GetBaseRequest\x1a\".optiq.internal.v1.GetBaseResponse\x12\\\n\x0bLoadAdapter\x12%.optiq.internal.v1.LoadAdapterRequest\x1a&.optiq.internal.v1.LoadAdapterResponse\x12\x62\n\rUnloadAdapter\x12\'.optiq.internal.v1.UnloadAdapterRequest\x1a(.optiq.internal.v1.UnloadAdapterResponse\x12\x62\n\rProbeAdapters\x12\'.optiq.internal.v1.ProbeAdaptersRequest\x1a(.optiq.internal.v1.ProbeAdaptersResponse\x12U\n\x08Generate\x12\".optiq.internal.v1.GenerateRequest\x1a#.optiq.internal.v1.GenerateResponse0\x01\x12V\n\tGetStatus\x12#.optiq.internal.v1.GetStatusRequest\x1a$.optiq.internal.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%optiq_protos/internal/v1/engine.proto\x12\x11optiq.internal.v1\x1a optiq_protos/v1/generation.proto\"\x10\n\x0eGetBaseRequest\"d\n\x0cTargetModule\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\ninput_dims\x18\x02 \x01(\x05\x12\x13\n\x0boutput_dims\x18\x03 \x01(\x05\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x0f\n\x07\x65xperts\x18\x05 \x01(\x05\"\x84\x02\n\x0fGetBaseResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x17\n\x0f\x62its_per_weight\x18\x04 \x01(\x01\x12\x13\n\x0blayer_count\x18\x05 \x01(\x05\x12\x13\n\x0bmax_context\x18\x06 \x01(\x05\x12\x30\n\x07modules\x18\x07 \x03(\x0b\x32\x1f.optiq.internal.v1.TargetModule\x12\x13\n\x0b\x64\x65vice_kind\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\t \x01(\t\x12\x0f\n\x07\x63ompute\x18\n \x01(\t\x12\r\n\x05notes\x18\x0b \x03(\t\"2\n\x12LoadAdapterRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"-\n\x13LoadAdapterResponse\x12\x16\n\x0eresident_bytes\x18\x01 \x01(\x03\"&\n\x14UnloadAdapterRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"-\n\x0b\x41\x64\x61pterPart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\"\'\n\x14ProbeAdaptersRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"\x9b\x01\n\x15ProbeAdaptersResponse\x12N\n\x0b\x64ifferences\x18\x01 \x03(\x0b\x32\x39.optiq.internal.v1.ProbeAdaptersResponse.DifferencesEntry\x1a\x32\n\x10\x44ifferencesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xf9\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\radapter_scale\x18\x03 \x01(\x01\x12*\n\x08messages\x18\x04 \x01(\x0b\x32\x16.optiq.v1.ChatMessagesH\x00\x12\x12\n\x08raw_text\x18\x05 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x06 \x01(\x0b\x32\x12.optiq.v1.TokenIdsH\x00\x12*\n\x08sampling\x18\x07 \x01(\x0b\x32\x18.optiq.v1.SamplingParams\x12\x12\n\nmax_tokens\x18\x08 \x01(\x05\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x30\n\x08\x61\x64\x61pters\x18\n \x03(\x0b\x32\x1e.optiq.internal.v1.AdapterPart\x12\x17\n\x0f\x63\x61\x63he_namespace\x18\x0b \x01(\t\x12\x19\n\x0ctop_logprobs\x18\x14 \x01(\x05H\x01\x88\x01\x01\x42\x07\n\x05inputB\x0f\n\r_top_logprobsJ\x04\x08\x02\x10\x03\"\xaf\x01\n\x10GenerateResponse\x12\"\n\x06queued\x18\x01 \x01(\x0b\x32\x10.optiq.v1.QueuedH\x00\x12$\n\x07started\x18\x02 \x01(\x0b\x32\x11.optiq.v1.StartedH\x00\x12 \n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x0f.optiq.v1.ChunkH\x00\x12&\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x12.optiq.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\x12\n\x10GetStatusRequest\"\xcb\x03\n\x11GetStatusResponse\x12\x13\n\x0b\x61\x63tive_rows\x18\x01 \x01(\x05\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\x05\x12\x19\n\x11resident_adapters\x18\x03 \x01(\x05\x12\x15\n\radapter_bytes\x18\x04 \x01(\x03\x12\x16\n\x0ekv_cache_bytes\x18\x05 \x01(\x03\x12\x1b\n\x13\x61\x63tive_memory_bytes\x18\x06 \x01(\x03\x12\x19\n\x11peak_memory_bytes\x18\x07 \x01(\x03\x12\x19\n\x11tokens_per_second\x18\x08 \x01(\x01\x12\x18\n\x10generated_tokens\x18\t \x01(\x03\x12 \n\x18max_adapters_in_one_step\x18\n \x01(\x05\x12\x10\n\x08kv_cache\x18\x10 \x01(\t\x12\x1a\n\x12kv_bytes_per_token\x18\x11 \x01(\x01\x12\x17\n\x0fkv_budget_bytes\x18\x0b \x01(\x03\x12\x1a\n\x12prefix_cache_bytes\x18\x0c \x01(\x03\x12\x1c\n\x14prefix_cache_entries\x18\r \x01(\x05\x12\x13\n\x0bprefix_hits\x18\x0e \x01(\x03\x12\x19\n\x11prefix_hit_tokens\x18\x0f \x01(\x03\x32\xb6\x04\n\rEngineService\x12P\n\x07GetBase\x12!.optiq.internal.v1.GetBaseRequest\x1a\".optiq.internal.v1.GetBaseResponse\x12\\\n\x0bLoadAdapter\x12%.optiq.internal.v1.LoadAdapterRequest\x1a&.optiq.internal.v1.LoadAdapterResponse\x12\x62\n\rUnloadAdapter\x12\'.optiq.internal.v1.UnloadAdapterRequest\x1a(.optiq.internal.v1.UnloadAdapterResponse\x12\x62\n\rProbeAdapters\x12\'.optiq.internal.v1.ProbeAdaptersRequest\x1a(.optiq.internal.v1.ProbeAdaptersResponse\x12U\n\x08Generate\x12\".optiq.internal.v1.GenerateRequest\x1a#.optiq.internal.v1.GenerateResponse0\x01\x12V\n\tGetStatus\x12#.optiq.internal.v1.GetStatusRequest\x1a$.optiq.internal.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,33 +37,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETBASEREQUEST']._serialized_start=94
   _globals['_GETBASEREQUEST']._serialized_end=110
   _globals['_TARGETMODULE']._serialized_start=112
-  _globals['_TARGETMODULE']._serialized_end=195
-  _globals['_GETBASERESPONSE']._serialized_start=198
-  _globals['_GETBASERESPONSE']._serialized_end=458
-  _globals['_LOADADAPTERREQUEST']._serialized_start=460
-  _globals['_LOADADAPTERREQUEST']._serialized_end=510
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=512
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=557
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=559
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=597
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=599
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=622
-  _globals['_ADAPTERPART']._serialized_start=624
-  _globals['_ADAPTERPART']._serialized_end=669
-  _globals['_PROBEADAPTERSREQUEST']._serialized_start=671
-  _globals['_PROBEADAPTERSREQUEST']._serialized_end=710
-  _globals['_PROBEADAPTERSRESPONSE']._serialized_start=713
-  _globals['_PROBEADAPTERSRESPONSE']._serialized_end=868
-  _globals['_PROBEADAPTERSRESPONSE_DIFFERENCESENTRY']._serialized_start=818
-  _globals['_PROBEADAPTERSRESPONSE_DIFFERENCESENTRY']._serialized_end=868
-  _globals['_GENERATEREQUEST']._serialized_start=871
-  _globals['_GENERATEREQUEST']._serialized_end=1248
-  _globals['_GENERATERESPONSE']._serialized_start=1251
-  _globals['_GENERATERESPONSE']._serialized_end=1426
-  _globals['_GETSTATUSREQUEST']._serialized_start=1428
-  _globals['_GETSTATUSREQUEST']._serialized_end=1446
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1449
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1908
-  _globals['_ENGINESERVICE']._serialized_start=1911
-  _globals['_ENGINESERVICE']._serialized_end=2477
+  _globals['_TARGETMODULE']._serialized_end=212
+  _globals['_GETBASERESPONSE']._serialized_start=215
+  _globals['_GETBASERESPONSE']._serialized_end=475
+  _globals['_LOADADAPTERREQUEST']._serialized_start=477
+  _globals['_LOADADAPTERREQUEST']._serialized_end=527
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=529
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=574
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=576
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=614
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=616
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=639
+  _globals['_ADAPTERPART']._serialized_start=641
+  _globals['_ADAPTERPART']._serialized_end=686
+  _globals['_PROBEADAPTERSREQUEST']._serialized_start=688
+  _globals['_PROBEADAPTERSREQUEST']._serialized_end=727
+  _globals['_PROBEADAPTERSRESPONSE']._serialized_start=730
+  _globals['_PROBEADAPTERSRESPONSE']._serialized_end=885
+  _globals['_PROBEADAPTERSRESPONSE_DIFFERENCESENTRY']._serialized_start=835
+  _globals['_PROBEADAPTERSRESPONSE_DIFFERENCESENTRY']._serialized_end=885
+  _globals['_GENERATEREQUEST']._serialized_start=888
+  _globals['_GENERATEREQUEST']._serialized_end=1265
+  _globals['_GENERATERESPONSE']._serialized_start=1268
+  _globals['_GENERATERESPONSE']._serialized_end=1443
+  _globals['_GETSTATUSREQUEST']._serialized_start=1445
+  _globals['_GETSTATUSREQUEST']._serialized_end=1463
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1466
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1925
+  _globals['_ENGINESERVICE']._serialized_start=1928
+  _globals['_ENGINESERVICE']._serialized_end=2494
 # @@protoc_insertion_point(module_scope)

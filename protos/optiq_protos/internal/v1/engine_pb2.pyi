@@ -12,16 +12,18 @@ class GetBaseRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TargetModule(_message.Message):
-    __slots__ = ("path", "input_dims", "output_dims", "kind")
+    __slots__ = ("path", "input_dims", "output_dims", "kind", "experts")
     PATH_FIELD_NUMBER: _ClassVar[int]
     INPUT_DIMS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_DIMS_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
     path: str
     input_dims: int
     output_dims: int
     kind: str
-    def __init__(self, path: _Optional[str] = ..., input_dims: _Optional[int] = ..., output_dims: _Optional[int] = ..., kind: _Optional[str] = ...) -> None: ...
+    experts: int
+    def __init__(self, path: _Optional[str] = ..., input_dims: _Optional[int] = ..., output_dims: _Optional[int] = ..., kind: _Optional[str] = ..., experts: _Optional[int] = ...) -> None: ...
 
 class GetBaseResponse(_message.Message):
     __slots__ = ("path", "digest", "memory_bytes", "bits_per_weight", "layer_count", "max_context", "modules", "device_kind", "device_name", "compute", "notes")
