@@ -163,13 +163,16 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run_when_they
     lab.run("adapter", iters=6, steps_per_report=1, steps_per_eval=100)
     warnings: list[Warned] = lab.of(Warned)
     assert [warning.message.split(":")[0] for warning in warnings] == ["step 2", "step 3"]
+    assert all("(train.jsonl line " in warning.message for warning in warnings)
     card = read_lora_config(lab.root / "adapter").training
     assert card is not None
     assert card.skipped_steps == 2
     assert all(np.isfinite(value).all() for value in lab.weights("adapter").values())
     assert all(np.isfinite(report.train_loss) for report in lab.of(Progress))
     bad |= set(range(1000))
-    with pytest.raises(TrainingError, match=r"10 steps in a row, up to step 10; lower learning_rate \(is 0.001\)"):
+    with pytest.raises(
+        TrainingError, match=r"10 steps in a row, up to step 10 \(train\.jsonl line \d+.*\); lower learn"
+    ):
         lab.run("worse", iters=100)
 
 
