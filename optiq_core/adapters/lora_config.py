@@ -60,6 +60,8 @@ class LoraConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         rank, rank_scaling, scale, dropout: as configured for training.
         ranks: module path to true rank. Where these differ, the tensors in ``adapters.safetensors`` are padded
             with zeros to the largest, and ``scale`` is already in ``lora_b``.
+        scales: module path to factor on its product, where it is not ``scale``.
+        method: ``lora`` or ``dora``.
         stored_rank: rank of every stored tensor.
         stored_scale: scale to apply to the stored tensors; the same as in ``adapter_config.json``.
         bits: module path to bits of its weight in the base.
@@ -73,6 +75,8 @@ class LoraConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scale: float
     dropout: float
     ranks: dict[str, int]
+    scales: dict[str, float] = {}
+    method: str = "lora"
     stored_rank: int = 0
     stored_scale: float = 0.0
     bits: dict[str, int] = {}

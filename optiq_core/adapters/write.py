@@ -1,6 +1,6 @@
 """Writes an adapter folder that stock mlx-lm loads unchanged, per-layer ranks included. No MLX here.
 
-mlx-lm knows one rank and one scale per adapter. Where ranks differ, every tensor is padded with zeros to the
+mlx-lm knows one rank and one scale per adapter. Where ranks or scales differ, every tensor is padded with zeros to the
 largest rank, the scale is multiplied into ``lora_b`` and the stored scale is 1; the product is the same. The
 modules are named in full, so nothing depends on which blocks ``num_layers`` would pick. ``optiq_lora_config.json``
 holds the true ranks.
@@ -44,7 +44,8 @@ def write_adapter(
     Args:
         folder: the adapter folder; its parent is made if it is not there.
         tensors: ``<path>.lora_a`` ``[in, r]`` and ``<path>.lora_b`` ``[r, out]`` for every path of
-            ``config.ranks`` (for mixtures of experts ``[E, r, in]`` and ``[E, out, r]``).
+            ``config.ranks`` (for mixtures of experts ``[E, r, in]`` and ``[E, out, r]``); ``<path>.m`` ``[out]`` too
+            for DoRA.
         config: ``stored_rank``, ``stored_scale`` and ``versions`` are filled in here.
         dtype: how tensors are stored.
         overwrite: replace a folder of that name.
@@ -56,11 +57,12 @@ def write_adapter(
         AdapterError: tensors and ranks do not fit together, or a tensor is not finite.
         FileExistsError: the folder exists and ``overwrite`` is false.
     """
-    same = len(set(config.ranks.values())) == 1
+    scales = {config.scales.get(path, config.scale) for path in config.ranks}
+    same = len(set(config.ranks.values())) == 1 and len(scales) == 1
     config = msgspec.structs.replace(
         config,
         stored_rank=max(config.ranks.values(), default=0),
-        stored_scale=config.scale if same else 1.0,
+        stored_scale=scales.pop() if same else 1.0,
         versions={**{name: version(name) for name in _PACKAGES}, **config.versions},
     )
     stored = stored_tensors(tensors, config, dtype)
@@ -74,14 +76,15 @@ def write_adapter(
 
 def stored_tensors(tensors: Mapping[str, Tensor], config: LoraConfig, dtype: StoredType) -> dict[str, Tensor]:
     """The tensors as they go into the file: padded and scaled where ``config.stored_scale`` asks for it."""
-    expected = {f"{path}.{leaf}" for path in config.ranks for leaf in ("lora_a", "lora_b")}
+    leaves = ("lora_a", "lora_b", "m") if config.method == "dora" else ("lora_a", "lora_b")
+    expected = {f"{path}.{leaf}" for path in config.ranks for leaf in leaves}
     for name in sorted(expected.symmetric_difference(tensors)):
         if name in expected:
             raise AdapterError("TENSOR_MISSING", "missing", file=TENSOR_FILE, tensor=name)
         raise AdapterError("UNKNOWN_TENSOR", "without a rank in 'ranks'", file=TENSOR_FILE, tensor=name)
-    factor = np.float32(config.scale / config.stored_scale)
     stored: dict[str, Tensor] = {}
     for path, rank in config.ranks.items():
+        factor = np.float32(config.scales.get(path, config.scale) / config.stored_scale)
         a, b = (np.asarray(tensors[f"{path}.{leaf}"], np.float32) for leaf in ("lora_a", "lora_b"))
         # Experts store both transposed: [E, r, in] and [E, out, r].
         axis_a, axis_b = (1, 0) if a.ndim == 2 else (1, 2)
@@ -97,17 +100,23 @@ def stored_tensors(tensors: Mapping[str, Tensor], config: LoraConfig, dtype: Sto
                 )
             padding = [(0, 0)] * array.ndim
             padding[axis] = (0, config.stored_rank - rank)
-            value = np.ascontiguousarray(np.pad(array, padding).astype(dtype))
-            if not np.isfinite(value).all():
-                raise AdapterError("NOT_FINITE", "holds NaN or infinity", file=TENSOR_FILE, tensor=name)
-            stored[name] = value
+            stored[name] = _finite(np.pad(array, padding), name, dtype)
+        if config.method == "dora":
+            stored[f"{path}.m"] = _finite(np.asarray(tensors[f"{path}.m"]), f"{path}.m", dtype)
     return stored
+
+
+def _finite(array: Tensor, name: str, dtype: StoredType) -> Tensor:
+    value = np.ascontiguousarray(array.astype(dtype))
+    if not np.isfinite(value).all():
+        raise AdapterError("NOT_FINITE", "holds NaN or infinity", file=TENSOR_FILE, tensor=name)
+    return value
 
 
 def _mlx_lm_config(config: LoraConfig) -> dict[str, Any]:
     return {
         "model": config.base_model,
-        "fine_tune_type": "lora",
+        "fine_tune_type": config.method,
         "num_layers": -1,
         "lora_parameters": {
             "rank": config.stored_rank,

@@ -75,6 +75,7 @@ class Planner:
         """A step of the given shape."""
         key = (
             *(config.rank, config.rank_scaling, config.num_layers, config.target_modules, config.dropout > 0),
+            config.method,
             *(config.grad_checkpoint, config.loss_chunk, tuple(sorted(config.rank_pattern.items())), shape),
         )
         if key not in self._plans:
@@ -95,6 +96,7 @@ class Planner:
         knobs = Knobs(
             ranks_of(model, targets, known, data=None, loss=full_loss),
             dropout=config.dropout,
+            method=config.method,
             grad_checkpoint=config.grad_checkpoint,
             loss_chunk=config.loss_chunk,
         )

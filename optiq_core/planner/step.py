@@ -20,6 +20,7 @@ from optiq_core.planner.shape import StepShape
 from optiq_core.planner.trace import Borders, trace
 from optiq_core.train.layers import apply_lora
 from optiq_core.train.loss import make_loss, model_parts
+from optiq_core.train.schemes import Method
 from optiq_core.train.step import make_gradient
 
 _PRODUCTS = ("Matmul", "AddMM", "QuantizedMatmul", "GatherMM", "GatherQMM")
@@ -33,13 +34,14 @@ class Knobs:
 
     Attributes:
         ranks: module path to rank.
-        scale, dropout: of the low-rank layers.
+        scale, dropout, method: of the low-rank layers.
         grad_checkpoint, loss_chunk: see :class:`optiq_core.train.config.TrainConfig`.
     """
 
     ranks: Mapping[str, int]
     scale: float = 20.0
     dropout: float = 0.0
+    method: Method = "lora"
     grad_checkpoint: bool = False
     loss_chunk: int = 0
 
@@ -57,7 +59,7 @@ def plan_step(model: Any, knobs: Knobs, shape: StepShape, backend: Backend, *, s
     if split is None:
         split = splits(model)
     if not any(hasattr(module, "lora_a") for module in model.modules()):
-        apply_lora(model, dict(knobs.ranks), scale=knobs.scale, dropout=knobs.dropout)
+        apply_lora(model, dict(knobs.ranks), scale=knobs.scale, dropout=knobs.dropout, method=knobs.method)
     model.train()
     parameters = tree_flatten(model.parameters())
     trained = dict(tree_flatten(model.trainable_parameters()))

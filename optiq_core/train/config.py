@@ -9,9 +9,11 @@ import msgspec
 from optiq_core.errors import TrainingError
 from optiq_core.train.schemes import (
     BUDGET_SCHEMES,
+    METHODS,
     OPTIMIZERS,
     RANK_SCALINGS,
     SCHEDULES,
+    Method,
     Optimizer,
     RankScaling,
     Schedule,
@@ -47,6 +49,10 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         budget_like: ``SCHEME:RANK``, for example ``constant:16``: spend as many parameters as that would. Empty: no
             budget.
         scale: factor on the low-rank product.
+        method: ``lora``, or ``dora``, which also learns the norm of each output row (arXiv:2402.09353).
+        rslora: divide the factor by the square root of the rank, not by nothing (arXiv:2312.03732): a module of
+            rank r gets ``scale * sqrt(rank / r)``, which is alpha / sqrt(r) with alpha = scale * sqrt(rank).
+        loraplus_ratio: learning rate of B over that of A (LoRA+, arXiv:2402.12354); 0 is 1.
         dropout: probability with which an input of the low-rank path is zeroed while training.
         target_modules: last path components of the modules to adapt.
         num_layers: transformer blocks to adapt, counted from the last; -1 is all of them.
@@ -73,6 +79,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rank_pattern: dict[str, int] = {}
     budget_like: str = ""
     scale: float = 20.0
+    method: Method = "lora"
+    rslora: bool = False
+    loraplus_ratio: float = 0.0
     dropout: float = 0.0
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
     num_layers: int = 16
@@ -95,6 +104,10 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     keep_best: bool = False
     grad_checkpoint: bool = False
     loss_chunk: int = 0
+
+    def scale_at(self, rank: int) -> float:
+        """Factor on the low-rank product of a module of this rank."""
+        return self.scale * math.sqrt(self.rank / rank) if self.rslora else self.scale
 
     def violations(self) -> list[tuple[str, str]]:
         """Every field that is out of range, with a sentence that says what is allowed."""
@@ -121,9 +134,11 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         found: list[tuple[str, str]] = []
         if not 0 < self.learning_rate <= 1:
             found.append(("learning_rate", f"must be above 0 and at most 1, is {self.learning_rate}"))
-        for name, known in (("optimizer", OPTIMIZERS), ("lr_schedule", SCHEDULES)):
+        for name, known in (("optimizer", OPTIMIZERS), ("lr_schedule", SCHEDULES), ("method", METHODS)):
             if getattr(self, name) not in known:
                 found.append((name, f"must be one of {', '.join(known)}, is {getattr(self, name)!r}"))
+        if self.loraplus_ratio and not 1 <= self.loraplus_ratio <= 1000:
+            found.append(("loraplus_ratio", f"must be 0 (off) or between 1 and 1000, is {self.loraplus_ratio}"))
         if not 0 <= self.weight_decay <= 1:
             found.append(("weight_decay", f"must be between 0 and 1, is {self.weight_decay}"))
         elif self.weight_decay and self.optimizer == "adam":

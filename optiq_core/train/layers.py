@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
+from mlx.utils import tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from optiq_core.errors import TrainingError
+from optiq_core.train.dora import DoraLinear
+from optiq_core.train.schemes import Method
 
 _ADAPTABLE = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 
@@ -52,14 +55,50 @@ def _natural(path: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
 
 
-def apply_lora(model: Any, ranks: Mapping[str, int], *, scale: float, dropout: float) -> None:
-    """Freeze the model and replace each module in ``ranks`` by a low-rank layer around it, in place."""
+def apply_lora(
+    model: Any,
+    ranks: Mapping[str, int],
+    *,
+    scale: float | Callable[[int], float],
+    dropout: float,
+    method: Method = "lora",
+) -> None:
+    """Freeze the model and replace each module in ``ranks`` by a low-rank layer around it, in place.
+
+    Args:
+        model: an mlx-lm model.
+        ranks: module path to rank.
+        scale: factor on the low-rank product, or what it is at a rank.
+        dropout: of the low-rank path's input.
+        method: kind of layer.
+
+    Raises:
+        TrainingError: a module cannot carry this kind.
+    """
     model.freeze()
+    scale_at = scale if callable(scale) else lambda rank: scale
+    if method == "dora":
+        _apply_dora(model, ranks, scale_at, dropout)
+        return
     for rank in sorted(set(ranks.values())):
         keys = {path for path, own in ranks.items() if own == rank}
-        parameters = {"rank": rank, "scale": scale, "dropout": dropout, "keys": keys}
+        parameters = {"rank": rank, "scale": scale_at(rank), "dropout": dropout, "keys": keys}
         # Full paths as keys and -1: mlx-lm then matches against the whole model, never inside a block.
         linear_to_lora_layers(model, -1, parameters)
+
+
+def _apply_dora(model: Any, ranks: Mapping[str, int], scale_at: Callable[[int], float], dropout: float) -> None:
+    modules = dict(model.named_modules())
+    for path in ranks:
+        if not isinstance(modules[path], nn.Linear | nn.QuantizedLinear):
+            raise TrainingError(
+                f"method: dora adapts linear modules; '{path}' is a {type(modules[path]).__name__}", field="method"
+            )
+    layers = [
+        (path, DoraLinear(modules[path], rank=rank, scale=scale_at(rank), dropout=dropout))
+        for path, rank in sorted(ranks.items())
+    ]
+    model.update_modules(tree_unflatten(layers))
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from mlx_lm.tuner.utils import build_schedule
 from optiq_core.train.config import TrainConfig
 
 
-def learning_rate(config: TrainConfig) -> Any:
-    """A number, or a function of the optimizer's step counter, which its state holds."""
-    first, last = config.learning_rate, config.lr_end
+def learning_rate(config: TrainConfig, factor: float = 1.0) -> Any:
+    """A number, or a function of the optimizer's step counter, which its state holds; all of it times a factor."""
+    first, last = config.learning_rate * factor, config.lr_end * factor
     if config.lr_schedule == "constant" and not config.warmup_steps:
         return first
     # The step after warmup (or the first) takes the first value, the last step the last one.
@@ -27,8 +27,15 @@ def learning_rate(config: TrainConfig) -> Any:
 
 
 def build_optimizer(config: TrainConfig) -> optimizers.Optimizer:
-    """The configured optimizer, without state."""
-    rate, decay = learning_rate(config), config.weight_decay
+    """The configured optimizer, without state; with LoRA+ one for A (and all else) and one for B."""
+    if not config.loraplus_ratio:
+        return _single(config, learning_rate(config))
+    pair = [_single(config, learning_rate(config)), _single(config, learning_rate(config, config.loraplus_ratio))]
+    return optimizers.MultiOptimizer(pair, [lambda name, _: not name.endswith("lora_b")])
+
+
+def _single(config: TrainConfig, rate: Any) -> optimizers.Optimizer:
+    decay = config.weight_decay
     if config.optimizer == "adamw":
         return optimizers.AdamW(learning_rate=rate, weight_decay=decay)
     if config.optimizer == "sgd":

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from optiq_core.train.config import TrainConfig
-from optiq_core.train.schemes import OPTIMIZERS, RANK_SCALINGS, SCHEDULES
+from optiq_core.train.schemes import METHODS, OPTIMIZERS, RANK_SCALINGS, SCHEDULES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,6 +30,9 @@ class _Setting:
 _SETTINGS = (
     _Setting("rank", "Base rank."),
     _Setting("scale", "Factor on the low-rank product."),
+    _Setting("method", "lora, or dora: also learns the norm of each output row.", METHODS),
+    _Setting("rslora", "Factor falls with the root of a module's rank; --scale is that of --rank."),
+    _Setting("loraplus_ratio", "LoRA+: learning rate of B over that of A; 16 is usual, 0 is off."),
     _Setting("dropout", "Probability with which an input of the low-rank path is zeroed."),
     _Setting("target_modules", "Last path components, with commas."),
     _Setting("num_layers", "Blocks from the last, -1 for all."),

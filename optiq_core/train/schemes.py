@@ -18,3 +18,7 @@ OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 Schedule = Literal["constant", "linear", "cosine", "exponential"]
 
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+
+Method = Literal["lora", "dora"]
+
+METHODS: tuple[Method, ...] = get_args(Method)

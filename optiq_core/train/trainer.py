@@ -123,7 +123,7 @@ class _Run:
         self.bits = {target.path: target.bits for target in targets}
         self.ranks = ranks_of(self.model, targets, config, data=data, loss=self.loss)
         seed_step(config.seed, 0)
-        apply_lora(self.model, self.ranks, scale=config.scale, dropout=config.dropout)
+        apply_lora(self.model, self.ranks, scale=config.scale_at, dropout=config.dropout, method=config.method)
         self.optimizer = build_optimizer(config)
         fingerprint = self._fingerprint()
         restored = restore_checkpoint(checkpoint_dir, fingerprint, self.model, self.optimizer)
@@ -299,6 +299,8 @@ class _Run:
             scale=config.scale,
             dropout=config.dropout,
             ranks=self.ranks,
+            scales={path: config.scale_at(rank) for path, rank in self.ranks.items()} if config.rslora else {},
+            method=config.method,
             bits={path: bits for path, bits in self.bits.items() if bits is not None},
             training=TrainingCard(
                 steps=state.step,

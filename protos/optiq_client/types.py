@@ -232,6 +232,9 @@ class TrainingConfig:
     clip_norm: float = 0.0
     patience: int = 0
     keep_best: bool = False
+    method: str = ""
+    rslora: bool = False
+    loraplus_ratio: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,9 @@ from tests.unit.train_tiny import write_tiny_base, write_tiny_data
 class Lab:
     """One base and data folder; every run loads the base afresh."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, quantized: bool = True) -> None:
         self.root = root
-        self.base_path = write_tiny_base(root / "base")
+        self.base_path = write_tiny_base(root / "base", quantized=quantized)
         self.data_path = write_tiny_data(root / "data")
         self.events: list[Event] = []
         self.base: LoadedBase
