@@ -16,7 +16,7 @@ from optiq_core.planner.devices import BACKENDS
 from optiq_core.planner.extrapolate import extrapolate, is_recurrent
 from optiq_core.planner.model import lazy_model
 from optiq_core.planner.plan import StepPlan, Verdict, judge
-from optiq_core.planner.shape import StepShape, full_shape, largest_shape
+from optiq_core.planner.shape import StepShape, full_shape, largest_packed_shape, largest_shape
 from optiq_core.planner.step import Knobs, plan_step, splits
 from optiq_core.train.config import MAX_RANK, TrainConfig
 from optiq_core.train.data import Example
@@ -66,10 +66,14 @@ class Planner:
     def shape(self, config: TrainConfig) -> StepShape:
         """The largest batch that the data can make, or that the configuration allows."""
         if not self.examples:
-            return full_shape(config.batch_size, config.max_seq_length)
+            return full_shape(config.batch_size, config.max_seq_length, config.pack_length)
         limit = config.max_seq_length
         cut = [Example(e.tokens[:limit], e.start) for e in self.examples if e.start < min(limit, len(e.tokens))]
-        return largest_shape(cut, config.batch_size) if cut else full_shape(config.batch_size, limit)
+        if not cut:
+            return full_shape(config.batch_size, limit, config.pack_length)
+        if config.pack_length:
+            return largest_packed_shape(cut, config.batch_size, config.pack_length)
+        return largest_shape(cut, config.batch_size)
 
     def plan_shape(self, config: TrainConfig, shape: StepShape) -> StepPlan:
         """A step of the given shape."""
@@ -112,13 +116,17 @@ class Planner:
         """Most tokens per example that fit, 0 if none do; the data's own lengths do not matter here."""
 
         def fits(tokens: int) -> bool:
-            return self._shape_fits(config, full_shape(config.batch_size, tokens))
+            return self._shape_fits(config, full_shape(config.batch_size, tokens, config.pack_length))
 
         return _largest(fits, 8, _MAX_TOKENS)
 
     def largest_batch(self, config: TrainConfig) -> int:
         """Most examples per step that fit, each as long as the configuration allows."""
-        return _largest(lambda rows: self._shape_fits(config, full_shape(rows, config.max_seq_length)), 1, _MAX_BATCH)
+
+        def fits(rows: int) -> bool:
+            return self._shape_fits(config, full_shape(rows, config.max_seq_length, config.pack_length))
+
+        return _largest(fits, 1, _MAX_BATCH)
 
     def largest_rank(self, config: TrainConfig) -> int:
         """Largest base rank that fits; with `by_bits`, modules at 8 bits get twice as much."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from optiq_core.train.batches import padded
 from optiq_core.train.data import Example
@@ -17,17 +18,36 @@ class StepShape:
         rows: examples, ``B``.
         width: padded inputs per example, ``T``.
         positions: padded inputs whose target carries loss, ``P``.
+        packed: several examples share a row.
     """
 
     rows: int
     width: int
     positions: int
+    packed: bool = False
 
 
-def full_shape(batch_size: int, tokens: int) -> StepShape:
-    """Of a batch whose examples all have this many tokens and are trained on all of them."""
+def full_shape(batch_size: int, tokens: int, pack_length: int = 0) -> StepShape:
+    """Of a batch whose rows all have this many tokens, or the packed ones if those are longer, and train on all."""
+    tokens = max(tokens, pack_length)
     width = padded(tokens - 1)
-    return StepShape(batch_size, width, padded(batch_size * (tokens - 1)))
+    return StepShape(batch_size, width, padded(batch_size * (tokens - 1)), pack_length > 0)
+
+
+def largest_packed_shape(examples: Sequence[Example], batch_size: int, pack_length: int) -> StepShape:
+    """The largest batch of packed rows, or one that is larger still: what could be in it is bounded, not tried."""
+    total = sum(len(example.tokens) for example in examples)
+    longest = max(len(example.tokens) for example in examples)
+    row = max(longest, min(pack_length, total))
+    room, positions = batch_size * row, 0.0
+    # As in a knapsack whose goods can be cut: the examples with most loss per token fill it first.
+    for example in sorted(examples, key=lambda e: e.trainable / len(e.tokens), reverse=True):
+        taken = min(room, len(example.tokens))
+        positions += example.trainable * taken / len(example.tokens)
+        room -= taken
+        if not room:
+            break
+    return StepShape(min(batch_size, len(examples)), padded(row - 1), padded(ceil(positions)), packed=True)
 
 
 def largest_shape(examples: Sequence[Example], batch_size: int) -> StepShape:

@@ -122,6 +122,8 @@ def _gradient_graph(
         "positions": mx.zeros((shape.positions,), mx.int32),
         "count": mx.zeros((), mx.int32),
     }
+    if shape.packed:
+        inputs["segments"] = mx.zeros((shape.rows, shape.width), mx.int32)
     names = [name for name, _ in parameters]
     loss = make_loss(split=split, chunk=knobs.loss_chunk)
 

@@ -31,6 +31,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "steps_per_report": (1, 1_000_000),
     "steps_per_eval": (1, 1_000_000),
     "steps_per_checkpoint": (1, 1_000_000),
+    "pack_length": (0, 1_048_576),
     "loss_chunk": (0, 1_048_576),
     "warmup_steps": (0, 10_000_000),
     "patience": (0, 1_000_000),
@@ -57,6 +58,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         target_modules: last path components of the modules to adapt.
         num_layers: transformer blocks to adapt, counted from the last; -1 is all of them.
         iters: optimizer steps.
+        batch_size: rows of a step.
         learning_rate: after warmup; the first one of the schedule.
         optimizer: one of MLX's, with its defaults; adafactor takes the learning rate as it is given.
         weight_decay: of the optimizer; Adam has none.
@@ -64,6 +66,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         lr_end: the learning rate of the last step; no effect with a constant one.
         warmup_steps: optimizer steps over which the learning rate rises from 0.
         clip_norm: longer gradients are shortened to this norm; 0 leaves them.
+        pack_length: tokens of a row that several examples share, none seeing another; 0 gives each a row of its own.
         max_seq_length: tokens; longer examples are cut.
         mask_prompt: train on the last answer only. None: yes where the data has a prompt.
         steps_per_report, steps_per_eval, steps_per_checkpoint: steps between two of each.
@@ -87,6 +90,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     num_layers: int = 16
     iters: int = 100
     batch_size: int = 4
+    pack_length: int = 0
     learning_rate: float = 1e-4
     optimizer: Optimizer = "adam"
     weight_decay: float = 0.0

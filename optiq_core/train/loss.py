@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx import nn
 
 from optiq_core.train.batches import Batch
+from optiq_core.train.packed import packed_caches
 
 Head = Callable[[mx.array], mx.array]
 Inputs = dict[str, mx.array]
@@ -21,11 +22,22 @@ Loss = Callable[[nn.Module, Inputs], tuple[mx.array, mx.array]]
 _PROBE = [[1, 2, 3, 4]]
 
 
+def _states(body: Head, model: nn.Module, inputs: Inputs) -> mx.array:
+    """Hidden states (or logits) of the inputs, each example by itself where several share a row."""
+    tokens = inputs["tokens"][:, :-1]
+    if "segments" not in inputs:
+        return body(tokens)
+    caches: Any = packed_caches(model, inputs["segments"])
+    return cast(Any, body)(tokens, cache=caches)
+
+
 def full_loss(model: nn.Module, inputs: Inputs) -> tuple[mx.array, mx.array]:
     """Mean cross-entropy over the tokens in the spans, and their number.
 
     The same value as ``mlx_lm.tuner.trainer.default_loss`` on the same batch, but always in float32.
     """
+    if "segments" in inputs:
+        return sparse_loss(model, model, lambda logits: logits, inputs)
     tokens, spans = inputs["tokens"], inputs["spans"]
     logits = model(tokens[:, :-1])
     steps = mx.arange(1, tokens.shape[1])
@@ -35,10 +47,10 @@ def full_loss(model: nn.Module, inputs: Inputs) -> tuple[mx.array, mx.array]:
     return losses.sum() / count, count
 
 
-def sparse_loss(body: Head, head: Head, inputs: Inputs) -> tuple[mx.array, mx.array]:
+def sparse_loss(model: nn.Module, body: Head, head: Head, inputs: Inputs) -> tuple[mx.array, mx.array]:
     """``full_loss`` with the head computed at ``inputs["positions"]`` only."""
     tokens, positions, count = inputs["tokens"], inputs["positions"], inputs["count"]
-    hidden = body(tokens[:, :-1])
+    hidden = _states(body, model, inputs)
     hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
     targets = tokens[:, 1:].reshape(-1)[positions]
     mask = mx.arange(positions.size) < count
@@ -46,14 +58,14 @@ def sparse_loss(body: Head, head: Head, inputs: Inputs) -> tuple[mx.array, mx.ar
     return losses.sum() / count, count
 
 
-def chunked_loss(body: Head, head: Head, inputs: Inputs, chunk: int) -> tuple[mx.array, mx.array]:
+def chunked_loss(model: nn.Module, body: Head, head: Head, inputs: Inputs, chunk: int) -> tuple[mx.array, mx.array]:
     """``sparse_loss`` with at most ``chunk`` rows of logits alive at a time.
 
     The head is frozen, so that all that its backward pass yields is a gradient at the hidden states. Each chunk
     computes it at once and gives its logits back; nothing is computed twice. One chunk waits for the one before.
     """
     tokens, positions, count = inputs["tokens"], inputs["positions"], inputs["count"]
-    hidden = body(tokens[:, :-1])
+    hidden = _states(body, model, inputs)
     hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
     targets = tokens[:, 1:].reshape(-1)[positions]
     mask = mx.arange(positions.size) < count
@@ -96,8 +108,8 @@ def make_loss(*, split: bool, chunk: int = 0) -> Loss:
         parts = model_parts(current)
         assert parts is not None
         if 0 < chunk < inputs["positions"].size:
-            return chunked_loss(*parts, inputs, chunk)
-        return sparse_loss(*parts, inputs)
+            return chunked_loss(current, *parts, inputs, chunk)
+        return sparse_loss(current, *parts, inputs)
 
     return loss
 
@@ -138,12 +150,15 @@ def model_parts(model: Any) -> tuple[Head, Head] | None:
 
 def to_inputs(batch: Batch) -> Inputs:
     """A batch as arrays of the default device."""
-    return {
+    inputs = {
         "tokens": mx.array(batch.tokens),
         "spans": mx.array(batch.spans),
         "positions": mx.array(batch.positions),
         "count": mx.array(batch.loss_tokens),
     }
+    if batch.segments is not None:
+        inputs["segments"] = mx.array(batch.segments)
+    return inputs
 
 
 def number(value: mx.array) -> float:

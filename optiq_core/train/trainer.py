@@ -27,6 +27,7 @@ from optiq_core.train.layers import apply_lora, recomputed_blocks
 from optiq_core.train.loss import Loss, loss_for, number, to_inputs
 from optiq_core.train.meter import Meter
 from optiq_core.train.optim import build_optimizer
+from optiq_core.train.packed import check_packable
 from optiq_core.train.ranks import distribution
 from optiq_core.train.records import TRAIN_FILE, VALID_FILE
 from optiq_core.train.step import make_step, seed_step
@@ -119,6 +120,8 @@ class _Run:
             raise TrainingError(f"{field}: needs validation examples, in {VALID_FILE} beside {TRAIN_FILE}", field=field)
         # The head is probed on the bare base; adapters never touch it.
         self.loss: Loss = loss_for(self.model, config.loss_chunk)
+        if config.pack_length:
+            check_packable(self.model)
         targets = rank_targets(self.model, base.metadata, config)
         self.bits = {target.path: target.bits for target in targets}
         self.ranks = ranks_of(self.model, targets, config, data=data, loss=self.loss)
@@ -167,7 +170,9 @@ class _Run:
 
     def _loop(self) -> Outcome:
         config, state = self.config, self.state
-        order = BatchOrder(self.data.train.examples, batch_size=config.batch_size, seed=config.seed)
+        order = BatchOrder(
+            self.data.train.examples, batch_size=config.batch_size, seed=config.seed, pack_length=config.pack_length
+        )
         compiled = mx.default_device() == mx.gpu
         take_step = make_step(self.model, self.optimizer, self.loss, compiled=compiled, clip_norm=config.clip_norm)
         meter = Meter()

@@ -235,6 +235,7 @@ class TrainingConfig:
     method: str = ""
     rslora: bool = False
     loraplus_ratio: float = 0.0
+    pack_length: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
     inputs = to_inputs(batches(1)[0])
     value, _ = full_loss(model, inputs)
     assert value.dtype == mx.float32
-    assert np.isclose(value.item(), sparse_loss(*parts, inputs)[0].item(), rtol=1e-2)
+    assert np.isclose(value.item(), sparse_loss(model, *parts, inputs)[0].item(), rtol=1e-2)
 
 
 def test_a_model_that_changes_its_logits_after_the_head_falls_back_to_the_plain_form() -> None:
