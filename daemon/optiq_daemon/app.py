@@ -14,6 +14,7 @@ from optiq_core.adapters.manifest import ModuleShape
 from optiq_core.base.embedded import MODEL_NAME
 from optiq_core.base.loader import EMBEDDED
 from optiq_core.errors import OptiqError
+from optiq_core.planner.calibration import calibration_path
 from optiq_daemon import convert, telemetry
 from optiq_daemon.admission import Admission
 from optiq_daemon.auth import Gatekeeper
@@ -25,7 +26,7 @@ from optiq_daemon.errors import UnavailableError
 from optiq_daemon.events import EventLog
 from optiq_daemon.generations import Generations
 from optiq_daemon.ingest import Ingest
-from optiq_daemon.job_queue import JobQueue
+from optiq_daemon.jobs.queue import JobQueue, Limits
 from optiq_daemon.live import LiveTable
 from optiq_daemon.names import AdapterKey
 from optiq_daemon.observers import Ended, Observed
@@ -147,10 +148,15 @@ class App:
             self.engine,
             self.ingest,
             paths.jobs_path(home),
-            silence_s=settings.trainer_silence_s,
-            attempts=settings.trainer_attempts,
-            load_in=settings.load_in,
-            memory_bytes=int(settings.training_memory_mb * 1e6),
+            limits=Limits(
+                places=settings.training_jobs,
+                slice_s=settings.training_slice_s,
+                silence_s=settings.trainer_silence_s,
+                attempts=settings.trainer_attempts,
+                memory_bytes=int(settings.training_memory_mb * 1e6),
+                load_in=settings.load_in,
+            ),
+            calibration=calibration_path(),
             gate=self.quotas,
             weight=self._weight,
             usage=self.usage,
@@ -260,7 +266,7 @@ class App:
     async def _take_status(self) -> runtime_pb2.RuntimeStatus:
         records = self.registry.records()
         children = [child.pid for child in self._children()]
-        running = self.jobs.running
+        running = [run.record.key.name for run in self.jobs.running]
         return runtime_pb2.RuntimeStatus(
             version=VERSION,
             pid=os.getpid(),
@@ -275,15 +281,16 @@ class App:
                 self.registry.state(record.key) is AdapterState.QUARANTINED for record in records
             ),
             queued_jobs=self.jobs.waiting(),
-            running_job=running.key.name if running is not None else "",
+            running_job=running[0] if running else "",
+            running_jobs=running,
             requests=[convert.live_request(request) for request in self.live.requests()],
             process_memory_bytes=await asyncio.to_thread(telemetry.process_memory, [os.getpid(), *children]),
             memory_limit_bytes=telemetry.memory_limit(),
         )
 
     def _children(self) -> list[Child]:
-        trainer = self.jobs.trainer
-        return [child for child in (self.engine.child, trainer.child if trainer else None) if child is not None]
+        trainers = [run.trainer.child for run in self.jobs.running if run.trainer is not None]
+        return [child for child in (self.engine.child, *trainers) if child is not None]
 
     def _base_status(self) -> runtime_pb2.BaseStatus:
         status = runtime_pb2.BaseStatus(model=self.settings.model)

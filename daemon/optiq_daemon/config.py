@@ -77,6 +77,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     trainer_silence_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
     trainer_attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
     training_memory_mb: Annotated[float, msgspec.Meta(ge=0, le=10_000_000)] = 0.0
+    training_jobs: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    training_slice_s: Annotated[float, msgspec.Meta(ge=0, le=1_000_000)] = 900.0
 
     @property
     def home_path(self) -> Path:
@@ -123,8 +125,10 @@ DESCRIPTIONS: dict[str, str] = {
     "drain_seconds": "Seconds that running requests get to finish when the daemon is told to stop.",
     "trainer_silence_s": "Seconds without a sign of life after which a trainer is killed.",
     "trainer_attempts": "Trainer processes that may die in a row without a new checkpoint.",
-    "training_memory_mb": "Megabytes (1e6) that a training job may take; a larger one is refused, with advice. "
-    "0: what is free.",
+    "training_memory_mb": "Megabytes (1e6) that running training jobs may take together; a job that needs more is "
+    "refused, with advice. 0: what is free.",
+    "training_jobs": "Most training jobs that run at once, as far as the planner says that they fit together.",
+    "training_slice_s": "Seconds after which a training job makes room for one with a better claim; 0 for never.",
 }
 
 # Flags of `optiq serve` that are not named after their key.

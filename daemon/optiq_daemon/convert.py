@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,12 +16,12 @@ from optiq_core.train.events import Progress
 from optiq_core.train.schemes import RANK_SCALINGS, RankScaling
 from optiq_daemon.errors import InvalidRequestError
 from optiq_daemon.events import Event
-from optiq_daemon.jobs import JobRecord
+from optiq_daemon.jobs.records import JobRecord, Schedule, Wait
 from optiq_daemon.live import LiveRequest
-from optiq_daemon.names import AdapterKey
+from optiq_daemon.names import AdapterKey, JobKey, parse_job
 from optiq_daemon.registry import Registry
 from optiq_daemon.versions import VersionRecord
-from optiq_protos.v1 import adapter_pb2, event_pb2, runtime_pb2, training_pb2
+from optiq_protos.v1 import adapter_pb2, event_pb2, runtime_pb2, training_pb2, training_queue_pb2
 
 T = TypeVar("T")
 
@@ -142,9 +143,48 @@ def job(record: JobRecord) -> training_pb2.TrainingJob:
         end_time=timestamp(record.end_time),
         adapter_digest=record.adapter_digest,
         attempts=record.attempts,
-        etag=f"{record.id[-8:]}-{record.version}",
+        etag=record.etag,
         plan=plan(record.plan) if record.plan else None,
+        schedule=training_queue_pb2.JobSchedule(
+            priority=record.schedule.priority,
+            after=_job_names(record, record.schedule.after),
+            not_before=timestamp(record.schedule.not_before),
+        ),
+        wait=_wait(record, record.wait) if record.wait else None,
     )
+
+
+def _wait(record: JobRecord, wait: Wait) -> training_queue_pb2.JobWait:
+    return training_queue_pb2.JobWait(
+        reason=f"JOB_WAIT_REASON_{wait.reason.upper()}",
+        needed_bytes=wait.needed_bytes,
+        free_bytes=wait.free_bytes,
+        needed_resources=wait.needed_resources,
+        free_resources=wait.free_resources,
+        ahead=wait.ahead,
+        jobs=_job_names(record, wait.jobs),
+        until=timestamp(wait.until),
+    )
+
+
+def _job_names(record: JobRecord, jobs: Iterable[str]) -> list[str]:
+    return [JobKey(record.tenant, job).name for job in jobs]
+
+
+def schedule(message: training_queue_pb2.JobSchedule, tenant: str) -> Schedule:
+    """When a job of a tenant may run.
+
+    Raises:
+        InvalidRequestError: it comes after what is no job of the tenant.
+    """
+    after = []
+    for name in message.after:
+        key = parse_job(name, "schedule.after")
+        if key.tenant != tenant:
+            raise InvalidRequestError.of("schedule.after", f"{name} is of another tenant than {tenant!r}")
+        after.append(key.job)
+    not_before = message.not_before.ToNanoseconds() / 1e9 if message.HasField("not_before") else 0.0
+    return Schedule(priority=message.priority, after=tuple(dict.fromkeys(after)), not_before=not_before)
 
 
 def plan(verdict: Verdict) -> training_pb2.TrainingPlan:

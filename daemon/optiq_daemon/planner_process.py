@@ -1,6 +1,6 @@
 """The planner process: one prediction, in a process of its own because it imports MLX, which the daemon does not.
 
-``python -m optiq_daemon.planner_process --job FILE --limit-bytes N --calibration FILE``
+``python -m optiq_daemon.planner_process --job FILE --limit-bytes N --resident-bytes N --calibration FILE``
 
 The file is a trainer's ``job.json``. The verdict goes to stdout as JSON. It allocates no weights.
 """
@@ -23,15 +23,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="optiq_daemon.planner_process", description=__doc__)
     parser.add_argument("--job", type=Path, required=True)
     parser.add_argument("--limit-bytes", type=int, default=0)
+    parser.add_argument("--resident-bytes", type=int, default=0)
     parser.add_argument("--calibration", type=Path, required=True)
     arguments = parser.parse_args(argv)
     # Libraries that print must not write into the answer.
     answer = os.dup(1)
     os.dup2(2, 1)
     try:
-        verdict = plan(
-            msgspec.json.decode(arguments.job.read_bytes(), type=Job), arguments.limit_bytes, arguments.calibration
-        )
+        job = msgspec.json.decode(arguments.job.read_bytes(), type=Job)
+        verdict = plan(job, arguments.limit_bytes, arguments.resident_bytes, arguments.calibration)
     except OptiqError as error:
         print(error, file=sys.stderr)
         return 1
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def plan(job: Job, limit_bytes: int, calibration: Path) -> bytes:
+def plan(job: Job, limit_bytes: int, resident_bytes: int, calibration: Path) -> bytes:
     """A verdict on a job, with advice, as JSON."""
     from optiq_core.base.device import setup_device
 
@@ -56,7 +56,7 @@ def plan(job: Job, limit_bytes: int, calibration: Path) -> bytes:
 
     folder = Path(job.base_path)
     info = mx.device_info() if profile.kind != "cpu" else None
-    ceiling = ceiling_of(profile.kind, user_bytes=limit_bytes, device_info=info)
+    ceiling = ceiling_of(profile.kind, resident_bytes=resident_bytes, user_bytes=limit_bytes, device_info=info)
     examples = load_data(job.config.data_path, load_tokenizer(folder), job.config).train.examples
     planner = Planner(folder, ceiling, CalibrationStore(calibration).of(ceiling.device), examples, job.load_in)
     return msgspec.json.encode(advise(planner, job.config))

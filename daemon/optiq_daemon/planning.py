@@ -16,19 +16,20 @@ log = logging.getLogger(__name__)
 
 MODULE = "optiq_daemon.planner_process"
 LOG_NAME = "planner.log"
-CALIBRATION_NAME = "calibration.json"
 PATIENCE_S = 180.0
 
 
-async def ask(job: Path, *, limit_bytes: int, calibration: Path) -> Verdict | None:
+async def ask(job: Path, *, limit_bytes: int, resident_bytes: int, calibration: Path) -> Verdict | None:
     """The verdict on a ``job.json``; None if it could not be planned, which the log explains.
 
     Args:
         job: the file; the planner's log lies beside it.
         limit_bytes: the user's own limit, 0 for none.
+        resident_bytes: of other processes, what the device's own figure of free memory does not count.
         calibration: what finished jobs have taught.
     """
-    arguments = ["--job", str(job), "--limit-bytes", str(limit_bytes), "--calibration", str(calibration)]
+    limits = ["--limit-bytes", str(limit_bytes), "--resident-bytes", str(resident_bytes)]
+    arguments = ["--job", str(job), *limits, "--calibration", str(calibration)]
     child = await Child.spawn([MODULE, *arguments], job.parent / LOG_NAME, read_stdout=True)
     stdout = child.process.stdout
     assert stdout is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 from optiq_daemon.admission import Admission
 from optiq_daemon.errors import RefusedError, UnavailableError
 from optiq_daemon.ingest import Ingest
-from optiq_daemon.job_queue import JobQueue
+from optiq_daemon.jobs.queue import JobQueue
 from optiq_daemon.names import DEFAULT_TENANT
 from optiq_daemon.registry import Registry
 from optiq_daemon.states import AdapterState
@@ -71,10 +71,11 @@ class Tenancy:
         seen.adapter_count = len(records)
         quarantined = (self._registry.state(record.key) is AdapterState.QUARANTINED for record in records)
         seen.quarantined_adapter_count = sum(quarantined)
-        running = status.running_job.startswith(f"tenants/{tenant}/")
-        if not running:
-            seen.running_job = ""
-        seen.queued_jobs = self._jobs.open_count(tenant) - running
+        running = [job for job in status.running_jobs if job.startswith(f"tenants/{tenant}/")]
+        del seen.running_jobs[:]
+        seen.running_jobs.extend(running)
+        seen.running_job = running[0] if running else ""
+        seen.queued_jobs = self._jobs.open_count(tenant) - len(running)
         own = [request for request in status.requests if request.tenant == tenant]
         del seen.requests[:]
         seen.requests.extend(own)

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from optiq_core.train.events import Cancelled, Event, Failed, Heartbeat, Succeeded, decode_event
+from optiq_core.train.events import Cancelled, Event, Failed, Heartbeat, Started, Succeeded, decode_event
 from optiq_daemon.children import Child
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ class Trainer:
         self._job_dir = job_dir
         self._silence_s = silence_s
         self._on_event = on_event
-        self._cancelled = False
+        self._cancelled = self._stopped = False
+        self._training = False
         self.child: Child | None = None
 
     async def cancel(self) -> None:
@@ -61,9 +62,14 @@ class Trainer:
             asyncio.get_running_loop().call_later(CANCEL_GRACE_S, self.child.kill)
 
     async def stop(self) -> None:
-        """Ask it to save a checkpoint and end, to be resumed later."""
-        if self.child is not None:
+        """Ask it to save a checkpoint and end, to be resumed later. Before its first step there is nothing to save."""
+        self._stopped = True
+        if self.child is None:
+            return
+        if self._training:
             await self.child.say("stop")
+        else:
+            self.child.kill()
 
     async def run(self) -> Outcome:
         """Start the process and follow it to its end, which it also meets if this is cancelled."""
@@ -80,6 +86,8 @@ class Trainer:
         try:
             if self._cancelled:
                 await self.cancel()
+            elif self._stopped:
+                child.kill()
             last = await self._follow(child)
             try:
                 await asyncio.wait_for(child.wait(), END_GRACE_S)
@@ -94,6 +102,8 @@ class Trainer:
             return last
         if child.returncode == EXIT_STOPPED:
             return Outcome("stopped", "a checkpoint was saved")
+        if self._stopped and not self._training and not self._cancelled:
+            return Outcome("stopped", "it had not begun")
         tail = child.tail()
         reason = f"the trainer ended with {child.how_it_ended()}" + (f": {tail}" if tail else "")
         return Outcome("cancelled" if self._cancelled else "died", reason)
@@ -120,6 +130,7 @@ class Trainer:
             except (msgspec.DecodeError, UnicodeDecodeError):
                 log.warning("trainer job=%s wrote a line that is no event", self._job_dir.name)
                 continue
+            self._training = self._training or isinstance(event, Started)
             if isinstance(event, Succeeded):
                 last = Outcome("succeeded", event.adapter_path)
             elif isinstance(event, Failed):

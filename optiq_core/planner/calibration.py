@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from optiq_core.base.paths import cache_path
 from optiq_core.errors import PlanError
 
 # The graph decides most of it: a device may shift a prediction by so much, and a fit that wants more is not believed.
@@ -86,6 +88,12 @@ def _median(values: list[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
+def calibration_path() -> Path:
+    """The one file of this user and machine: ``$OPTIQ_CALIBRATION``, or ``calibration.json`` in the cache."""
+    explicit = os.environ.get("OPTIQ_CALIBRATION")
+    return Path(explicit).expanduser() if explicit else cache_path() / "calibration.json"
+
+
 class CalibrationStore:
     """Observations per device in one JSON file, newest last."""
 
@@ -102,12 +110,15 @@ class CalibrationStore:
 
     def add(self, device: str, observation: Observation) -> None:
         """Remember a finished step."""
-        content = self._read()
-        content[device] = [*content.get(device, []), observation][-_KEPT:]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        staging = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        staging.write_bytes(msgspec.json.encode(content))
-        staging.replace(self._path)
+        with self._path.with_name(f".{self._path.name}.lock").open("a") as lock:
+            # Several daemons, and several jobs of one, may learn at the same time.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            content = self._read()
+            content[device] = [*content.get(device, []), observation][-_KEPT:]
+            staging = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+            staging.write_bytes(msgspec.json.encode(content))
+            staging.replace(self._path)
 
     def _read(self) -> dict[str, list[Observation]]:
         try:

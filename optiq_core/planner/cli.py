@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from optiq_core.errors import OptiqError, PlanError
-from optiq_core.planner.calibration import CalibrationStore
+from optiq_core.planner.calibration import CalibrationStore, calibration_path
 from optiq_core.planner.ceilings import Ceiling, ceiling_of
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.options import rank_options
@@ -90,7 +90,6 @@ def _planner(base: str, config: TrainConfig, device: str | None, limit: int) -> 
     import mlx.core as mx
 
     from optiq_core.base.loader import resolve_base
-    from optiq_core.base.paths import cache_path
     from optiq_core.planner.planner import Planner
 
     folder = Path(base).expanduser()
@@ -98,7 +97,7 @@ def _planner(base: str, config: TrainConfig, device: str | None, limit: int) -> 
         folder = resolve_base(base, progress=lambda message: click.echo(message, err=True))
     info = mx.device_info() if profile.kind != "cpu" else None
     ceiling = ceiling_of(device or profile.kind, user_bytes=limit, device_info=info)
-    calibration = CalibrationStore(cache_path() / "calibration.json").of(ceiling.device)
+    calibration = CalibrationStore(calibration_path()).of(ceiling.device)
     return Planner(folder, ceiling, calibration, _examples(folder, config) if config.data_path else ())
 
 
@@ -147,7 +146,9 @@ def _say_rest(verdict: Verdict) -> None:
     place = step.where or "between the blocks"
     click.echo(f"fullest      {place}, {said}, {step.primitive}")
     click.echo(f"batch        {step.rows} x {step.width} tokens, {step.positions} with loss")
-    click.echo(f"calibration  factor {seen.factor:.3f}, from {seen.observations} runs; margin {seen.margin:.1%}")
+    shift = f" {seen.offset / 1e6:+.0f} MB" if seen.offset else ""
+    learned = f"from {seen.observations} runs in {calibration_path()}" if seen.observations else "no runs seen yet"
+    click.echo(f"calibration  factor {seen.factor:.3f}{shift}, {learned}; margin {seen.margin:.1%}")
     click.echo(f"ceiling      {verdict.ceiling.device}: {', '.join(verdict.ceiling.notes)}")
     if step.extrapolated:
         click.echo("extrapolated from shorter steps: this model is unrolled over time")

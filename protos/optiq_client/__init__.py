@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Unavailable,
         Violation,
     )
+    from optiq_client.jobs import JobSchedule, JobWait
     from optiq_client.routing import Route, RouteCount, RouteDecision, RouteTrial, ShadowAnswer
     from optiq_client.states import (
         AdapterState,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         HealthStatus,
         JobState,
         RankScaling,
+        WaitReason,
     )
     from optiq_client.tenancy import Tenant, TenantLoad, TenantQuotas, TenantRole, TenantToken, TenantUsage
     from optiq_client.types import (
@@ -84,12 +86,15 @@ _HOME = {
         "EngineState",
         "FinishReason",
         "HealthStatus",
+        "JobSchedule",
         "JobState",
         "RankScaling",
+        "WaitReason",
     ),
     "aio": ("AsyncClient", "AsyncGeneration", "AsyncStream"),
     "client": ("Client", "Generation", "Stream"),
     "credentials": ("CredentialsError", "Tls"),
+    "jobs": ("JobSchedule", "JobWait"),
     "routing": ("Route", "RouteCount", "RouteDecision", "RouteTrial", "ShadowAnswer"),
     "tenancy": ("Tenant", "TenantLoad", "TenantQuotas", "TenantRole", "TenantToken", "TenantUsage"),
     "errors": (
@@ -140,8 +145,10 @@ __all__ = [
     "HealthStatus",
     "InvalidRequest",
     "Job",
+    "JobSchedule",
     "JobState",
     "JobUpdate",
+    "JobWait",
     "LiveRequest",
     "Message",
     "NotFound",
@@ -177,6 +184,7 @@ __all__ = [
     "Unavailable",
     "Usage",
     "Violation",
+    "WaitReason",
 ]
 
 

@@ -21,7 +21,7 @@ import grpc.aio
 
 from optiq_client import calls, states
 from optiq_client import types as t
-from optiq_client.aio_resources import AsyncAdapters, AsyncEvents, AsyncRuntime, AsyncTraining
+from optiq_client.aio_resources import AsyncAdapters, AsyncEvents, AsyncRuntime
 from optiq_client.channel import DEFAULT_TIMEOUT
 from optiq_client.credentials import Credentials, Tls
 from optiq_client.errors import OptiqClientError
@@ -31,6 +31,7 @@ from optiq_client.readiness import Readiness
 from optiq_client.routes import AsyncRoutes
 from optiq_client.status import to_error
 from optiq_client.tenants import AsyncTenants
+from optiq_client.training import AsyncTraining
 
 T = TypeVar("T")
 

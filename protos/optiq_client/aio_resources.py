@@ -1,5 +1,5 @@
 # ruff: noqa: ASYNC109 - `timeout` is the deadline that goes over the wire
-"""The parts of :class:`optiq_client.AsyncClient`: adapters, training, runtime and events."""
+"""The parts of :class:`optiq_client.AsyncClient`: adapters, runtime and events."""
 
 from __future__ import annotations
 
@@ -120,54 +120,6 @@ class AsyncAdapters:
     def watch(self, *, timeout: float | None = None) -> AsyncStream[t.AdapterChange]:
         """The list, LIST_END, then every change."""
         return self._client.stream(calls.watch_adapters(self._client.tenant), timeout)
-
-
-class AsyncTraining:
-    """``client.training``: the job queue."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def create(
-        self,
-        adapter_id: str,
-        config: t.TrainingConfig,
-        *,
-        request_id: str = "",
-        timeout: float | None = None,
-    ) -> t.Job:
-        """Queue a job whose result is served as ``adapter_id``. The same ``request_id`` returns the same job."""
-        return await self._client.run(calls.create_job(self._client.tenant, adapter_id, config, request_id), timeout)
-
-    async def plan(self, config: t.TrainingConfig, *, timeout: float | None = 180.0) -> t.TrainingPlan:
-        """Predict what a job would take, and what would make it fit; queues nothing. Takes seconds."""
-        return await self._client.run(calls.plan_job(self._client.tenant, config), timeout)
-
-    async def get(self, job: str, *, timeout: float | None = None) -> t.Job:
-        """One job, by id or full name."""
-        return await self._client.run(calls.get_job(self._client.tenant, job), timeout)
-
-    async def list(self, *, timeout: float | None = None) -> list[t.Job]:
-        """All jobs of the tenant, newest first."""
-        found: list[t.Job] = []
-        token = ""
-        while True:
-            page = await self._client.run(calls.list_jobs(self._client.tenant, token), timeout)
-            found += page.items
-            if not (token := page.next_token):
-                return found
-
-    async def cancel(self, job: str, *, timeout: float | None = None) -> t.Job:
-        """End the job at its next step."""
-        return await self._client.run(calls.cancel_job(self._client.tenant, job), timeout)
-
-    async def delete(self, job: str, *, timeout: float | None = None) -> None:
-        """Remove a job that has ended, with its checkpoints; its adapter stays."""
-        await self._client.run(calls.delete_job(self._client.tenant, job), timeout)
-
-    def watch(self, job: str, *, timeout: float | None = None) -> AsyncStream[t.JobUpdate]:
-        """The progress so far, then live; ends when the job has ended."""
-        return self._client.stream(calls.watch_job(self._client.tenant, job), timeout)
 
 
 class AsyncRuntime:

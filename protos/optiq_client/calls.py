@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from optiq_client import convert, states, transfer
 from optiq_client import types as t
-from optiq_protos.v1 import adapter_pb2, event_pb2, generation_pb2, runtime_pb2, training_pb2
+from optiq_protos.v1 import adapter_pb2, event_pb2, generation_pb2, runtime_pb2
 
 T = TypeVar("T")
 
@@ -68,11 +67,6 @@ def tenant_name(tenant: str) -> str:
 def adapter_name(tenant: str, adapter: str) -> str:
     """``tenants/{tenant}/adapters/{adapter}`` for an id; a full name stays as it is."""
     return adapter if "/" in adapter else f"{tenant_name(tenant)}/adapters/{adapter}"
-
-
-def job_name(tenant: str, job: str) -> str:
-    """``tenants/{tenant}/jobs/{job}`` for an id; a full name stays as it is."""
-    return job if "/" in job else f"{tenant_name(tenant)}/jobs/{job}"
 
 
 def generate(
@@ -146,10 +140,6 @@ def _message(item: object) -> generation_pb2.ChatMessage:
 
 def _adapter(response: Any) -> t.Adapter:
     return convert.adapter(response.adapter)
-
-
-def _job(response: Any) -> t.Job:
-    return convert.job(response.job)
 
 
 def _nothing(response: Any) -> None:
@@ -276,79 +266,6 @@ def watch_adapters(tenant: str) -> Call[t.AdapterChange]:
         adapter_pb2.WatchAdaptersRequest(parent=tenant_name(tenant)),
         adapter_pb2.WatchAdaptersResponse,
         convert.adapter_change,
-    )
-
-
-def create_job(tenant: str, adapter_id: str, config: t.TrainingConfig, request_id: str) -> Call[t.Job]:
-    """TrainingService.CreateTrainingJob; a relative data path is taken from the caller's directory."""
-    message = _training_config(config)
-    request = training_pb2.CreateTrainingJobRequest(
-        parent=tenant_name(tenant),
-        adapter_id=adapter_id,
-        config=message,
-        request_id=request_id or str(uuid.uuid4()),  # makes grpc's own retries safe
-    )
-    return Call("/optiq.v1.TrainingService/CreateTrainingJob", request, training_pb2.CreateTrainingJobResponse, _job)
-
-
-def plan_job(tenant: str, config: t.TrainingConfig) -> Call[t.TrainingPlan]:
-    """TrainingService.PlanTrainingJob; a relative data path is taken from the caller's directory."""
-    request = training_pb2.PlanTrainingJobRequest(parent=tenant_name(tenant), config=_training_config(config))
-    return Call(
-        "/optiq.v1.TrainingService/PlanTrainingJob",
-        request,
-        training_pb2.PlanTrainingJobResponse,
-        lambda r: convert.training_plan(r.plan),
-    )
-
-
-def _training_config(config: t.TrainingConfig) -> training_pb2.TrainingConfig:
-    message = convert.training_config_message(config)
-    if message.data_path:
-        message.data_path = str(Path(message.data_path).absolute())
-    return message
-
-
-def get_job(tenant: str, job: str) -> Call[t.Job]:
-    """TrainingService.GetTrainingJob."""
-    request = training_pb2.GetTrainingJobRequest(name=job_name(tenant, job))
-    return Call("/optiq.v1.TrainingService/GetTrainingJob", request, training_pb2.GetTrainingJobResponse, _job)
-
-
-def list_jobs(tenant: str, page_token: str) -> Call[Page[t.Job]]:
-    """TrainingService.ListTrainingJobs, one page."""
-    return Call(
-        "/optiq.v1.TrainingService/ListTrainingJobs",
-        training_pb2.ListTrainingJobsRequest(parent=tenant_name(tenant), page_size=PAGE_SIZE, page_token=page_token),
-        training_pb2.ListTrainingJobsResponse,
-        lambda r: Page([convert.job(j) for j in r.jobs], r.next_page_token),
-    )
-
-
-def cancel_job(tenant: str, job: str) -> Call[t.Job]:
-    """TrainingService.CancelTrainingJob."""
-    request = training_pb2.CancelTrainingJobRequest(name=job_name(tenant, job))
-    return Call("/optiq.v1.TrainingService/CancelTrainingJob", request, training_pb2.CancelTrainingJobResponse, _job)
-
-
-def delete_job(tenant: str, job: str) -> Call[None]:
-    """TrainingService.DeleteTrainingJob."""
-    request = training_pb2.DeleteTrainingJobRequest(name=job_name(tenant, job))
-    return Call(
-        "/optiq.v1.TrainingService/DeleteTrainingJob",
-        request,
-        training_pb2.DeleteTrainingJobResponse,
-        _nothing,
-    )
-
-
-def watch_job(tenant: str, job: str) -> Call[t.JobUpdate]:
-    """TrainingService.WatchTrainingJob."""
-    return Call(
-        "/optiq.v1.TrainingService/WatchTrainingJob",
-        training_pb2.WatchTrainingJobRequest(name=job_name(tenant, job)),
-        training_pb2.WatchTrainingJobResponse,
-        convert.job_update,
     )
 
 

@@ -18,6 +18,8 @@ RETRIED = (
     ("optiq.v1.TrainingService", "GetTrainingJob"),
     ("optiq.v1.TrainingService", "ListTrainingJobs"),
     ("optiq.v1.TrainingService", "CancelTrainingJob"),
+    ("optiq.v1.TrainingService", "PauseTrainingJob"),
+    ("optiq.v1.TrainingService", "ResumeTrainingJob"),
     ("optiq.v1.RuntimeService", "GetStatus"),
 )
 

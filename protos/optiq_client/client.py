@@ -27,10 +27,11 @@ from optiq_client.errors import OptiqClientError
 from optiq_client.generation import GenerationState
 from optiq_client.paths import resolve_address
 from optiq_client.readiness import Readiness
-from optiq_client.resources import Adapters, Events, Runtime, Training
+from optiq_client.resources import Adapters, Events, Runtime
 from optiq_client.routes import Routes
 from optiq_client.status import to_error
 from optiq_client.tenants import Tenants
+from optiq_client.training import Training
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from optiq_client import states
 from optiq_client import types as t
-from optiq_protos.v1 import adapter_pb2, event_pb2, generation_pb2, runtime_pb2, training_pb2
+from optiq_protos.v1 import adapter_pb2, event_pb2, generation_pb2, runtime_pb2
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -128,73 +128,6 @@ def adapter_change(response: adapter_pb2.WatchAdaptersResponse) -> t.AdapterChan
     return t.AdapterChange(kind, adapter(response.adapter) if response.HasField("adapter") else None)
 
 
-def training_config(message: training_pb2.TrainingConfig) -> t.TrainingConfig:
-    """A job's settings."""
-    values = {name: getattr(message, name) for name in t.TrainingConfig.__slots__}
-    values |= {
-        "rank_scaling": _enum(states.RankScaling, training_pb2.RankScaling, message.rank_scaling, "RANK_SCALING_"),
-        "target_modules": tuple(message.target_modules),
-        "mask_prompt": message.mask_prompt if message.HasField("mask_prompt") else None,
-        "rank_pattern": dict(message.rank_pattern),
-    }
-    return t.TrainingConfig(**values)
-
-
-def training_config_message(config: t.TrainingConfig) -> training_pb2.TrainingConfig:
-    """The wire form of a job's settings."""
-    values: dict[str, Any] = {name: getattr(config, name) for name in t.TrainingConfig.__slots__}
-    values["rank_scaling"] = f"RANK_SCALING_{config.rank_scaling.name}"
-    return training_pb2.TrainingConfig(**values)
-
-
-def progress(message: training_pb2.TrainingProgress) -> t.Progress:
-    """One report of a running job."""
-    return t.Progress(
-        step=message.step,
-        total_steps=message.total_steps,
-        train_loss=message.train_loss,
-        valid_loss=message.valid_loss if message.HasField("valid_loss") else None,
-        tokens_per_second=message.tokens_per_second,
-        trained_tokens=message.trained_tokens,
-        seconds_left=message.seconds_left,
-        peak_memory_bytes=message.peak_memory_bytes,
-        learning_rate=message.learning_rate,
-    )
-
-
-def job(message: training_pb2.TrainingJob) -> t.Job:
-    """A training job."""
-    return t.Job(
-        name=message.name,
-        state=_enum(states.JobState, training_pb2.JobState, message.state, "JOB_STATE_"),
-        state_reason=message.state_reason,
-        adapter_id=message.adapter_id,
-        config=training_config(message.config),
-        progress=progress(message.progress) if message.HasField("progress") else None,
-        create_time=_optional_time(message, "create_time"),
-        start_time=_optional_time(message, "start_time"),
-        end_time=_optional_time(message, "end_time"),
-        adapter_digest=message.adapter_digest,
-        attempts=message.attempts,
-        etag=message.etag,
-        plan=training_plan(message.plan) if message.HasField("plan") else None,
-    )
-
-
-def training_plan(message: training_pb2.TrainingPlan) -> t.TrainingPlan:
-    """What a run is predicted to take."""
-    plain = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
-    plain["reasons"] = tuple(message.reasons)
-    plain["advice"] = tuple(t.TrainingAdvice(a.text, a.expected_bytes, a.time_ratio) for a in message.advice)
-    return t.TrainingPlan(**plain)
-
-
-def job_update(response: training_pb2.WatchTrainingJobResponse) -> t.JobUpdate:
-    """One message of a job watch."""
-    reported = progress(response.progress) if response.HasField("progress") else None
-    return t.JobUpdate(job(response.job), reported)
-
-
 def event(message: event_pb2.Event) -> t.Event:
     """One entry of the daemon's log."""
     return t.Event(
@@ -225,6 +158,7 @@ def status(message: runtime_pb2.RuntimeStatus) -> t.Status:
         requests=tuple(_live_request(r) for r in message.requests),
         process_memory_bytes=message.process_memory_bytes,
         memory_limit_bytes=message.memory_limit_bytes,
+        running_jobs=tuple(message.running_jobs),
     )
 
 

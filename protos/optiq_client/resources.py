@@ -1,4 +1,4 @@
-"""The parts of :class:`optiq_client.Client`: adapters, training, runtime and events."""
+"""The parts of :class:`optiq_client.Client`: adapters, runtime and events."""
 
 from __future__ import annotations
 
@@ -117,54 +117,6 @@ class Adapters:
     def watch(self, *, timeout: float | None = None) -> Stream[t.AdapterChange]:
         """The list, LIST_END, then every change."""
         return self._client.stream(calls.watch_adapters(self._client.tenant), timeout)
-
-
-class Training:
-    """``client.training``: the job queue."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def create(
-        self,
-        adapter_id: str,
-        config: t.TrainingConfig,
-        *,
-        request_id: str = "",
-        timeout: float | None = None,
-    ) -> t.Job:
-        """Queue a job whose result is served as ``adapter_id``. The same ``request_id`` returns the same job."""
-        return self._client.run(calls.create_job(self._client.tenant, adapter_id, config, request_id), timeout)
-
-    def plan(self, config: t.TrainingConfig, *, timeout: float | None = 180.0) -> t.TrainingPlan:
-        """Predict what a job would take, and what would make it fit; queues nothing. Takes seconds."""
-        return self._client.run(calls.plan_job(self._client.tenant, config), timeout)
-
-    def get(self, job: str, *, timeout: float | None = None) -> t.Job:
-        """One job, by id or full name."""
-        return self._client.run(calls.get_job(self._client.tenant, job), timeout)
-
-    def list(self, *, timeout: float | None = None) -> list[t.Job]:
-        """All jobs of the tenant, newest first."""
-        found: list[t.Job] = []
-        token = ""
-        while True:
-            page = self._client.run(calls.list_jobs(self._client.tenant, token), timeout)
-            found += page.items
-            if not (token := page.next_token):
-                return found
-
-    def cancel(self, job: str, *, timeout: float | None = None) -> t.Job:
-        """End the job at its next step."""
-        return self._client.run(calls.cancel_job(self._client.tenant, job), timeout)
-
-    def delete(self, job: str, *, timeout: float | None = None) -> None:
-        """Remove a job that has ended, with its checkpoints; its adapter stays."""
-        self._client.run(calls.delete_job(self._client.tenant, job), timeout)
-
-    def watch(self, job: str, *, timeout: float | None = None) -> Stream[t.JobUpdate]:
-        """The progress so far, then live; ends when the job has ended."""
-        return self._client.stream(calls.watch_job(self._client.tenant, job), timeout)
 
 
 class Runtime:

@@ -38,6 +38,17 @@ class JobState(StrEnum):
         return self in {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.REFUSED}
 
 
+class WaitReason(StrEnum):
+    """What a WAITING job waits for."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    TURN = "TURN"
+    MEMORY = "MEMORY"
+    JOBS = "JOBS"
+    TIME = "TIME"
+    ENGINE = "ENGINE"
+
+
 class EngineState(StrEnum):
     """State of the engine process."""
 

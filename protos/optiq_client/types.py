@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from optiq_client.jobs import AT_ONCE, JobSchedule, JobWait
 from optiq_client.states import AdapterState, ChangeType, EngineState, FinishReason, JobState, RankScaling
 
 
@@ -299,6 +300,8 @@ class Job:
     attempts: int
     etag: str
     plan: TrainingPlan | None = None
+    schedule: JobSchedule = AT_ONCE
+    wait: JobWait | None = None
 
     @property
     def id(self) -> str:
@@ -418,3 +421,4 @@ class Status:
     requests: tuple[LiveRequest, ...]
     process_memory_bytes: int
     memory_limit_bytes: int
+    running_jobs: tuple[str, ...] = ()

@@ -32,6 +32,7 @@ class Daemon:
     def start(self, *, wait: bool = True) -> Client:
         """Start it; again after it ended is fine."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("OPTIQ_") or k == "OPTIQ_CACHE"}
+        environment["OPTIQ_CALIBRATION"] = str(self.home / "calibration.json")
         environment["OPTIQ_CONFIG"] = str(self.home / "config.toml")
         with (self.home / "output.log").open("ab") as output:
             self.process = subprocess.Popen(

@@ -26,6 +26,7 @@ from optiq_client import (
     FinishReason,
     HealthStatus,
     InvalidRequest,
+    JobSchedule,
     JobState,
     Message,
     NotFound,
@@ -36,9 +37,12 @@ from optiq_client import (
     Unavailable,
     aio_resources,
     calls,
+    calls_training,
     channel,
     convert,
+    convert_jobs,
     resources,
+    training,
 )
 from optiq_protos.v1 import (
     adapter_pb2,
@@ -46,6 +50,7 @@ from optiq_protos.v1 import (
     generation_pb2,
     runtime_pb2,
     training_pb2,
+    training_queue_pb2,
 )
 from tests.tui import scene
 from tests.tui.fake_daemon import FakeDaemonThread
@@ -54,10 +59,11 @@ PUBLIC = """
 Adapter AdapterChange AdapterState AdapterVersion AlreadyExists AsyncClient AsyncGeneration AsyncStream Base
 BatchStats Cancelled ChangeType Chunk Client ConnectionFailed CredentialsError DeadlineExceeded Device Engine
 EngineState Event FailedPrecondition FinishReason Finished Generation GenerationEvent HealthStatus InvalidRequest Job
-JobState JobUpdate LiveRequest Message NotFound OptiqClientError PermissionDenied Progress QuarantineReason Queued
+JobSchedule JobState JobUpdate JobWait LiveRequest Message NotFound OptiqClientError PermissionDenied Progress
+QuarantineReason Queued
 RankScaling ResourceExhausted Route RouteCount RouteDecision RouteTrial ServedAdapter ServerError ShadowAnswer Started
 Status Stream Tenant TenantLoad TenantQuotas TenantRole TenantToken TenantUsage Timings Tls TokenLogprob
-TrainingAdvice TrainingConfig TrainingPlan Unavailable Usage Violation
+TrainingAdvice TrainingConfig TrainingPlan Unavailable Usage Violation WaitReason
 """
 
 
@@ -92,7 +98,7 @@ def test_async_twin_has_the_same_surface() -> None:
         (optiq_client.Generation, optiq_client.AsyncGeneration),
         (optiq_client.Stream, optiq_client.AsyncStream),
         (resources.Adapters, aio_resources.AsyncAdapters),
-        (resources.Training, aio_resources.AsyncTraining),
+        (training.Training, training.AsyncTraining),
         (resources.Runtime, aio_resources.AsyncRuntime),
         (resources.Events, aio_resources.AsyncEvents),
     ):
@@ -119,13 +125,16 @@ def test_every_rpc_has_a_call_with_the_right_messages() -> None:
         calls.unpin_adapter("t", "a"),
         calls.list_versions("t", "a", ""),
         calls.rollback_adapter("t", "a", "-1", ""),
-        calls.create_job("t", "a", config, ""),
-        calls.plan_job("t", config),
-        calls.get_job("t", "j"),
-        calls.list_jobs("t", ""),
-        calls.cancel_job("t", "j"),
-        calls.delete_job("t", "j"),
-        calls.watch_job("t", "j"),
+        calls_training.create_job("t", "a", config, JobSchedule(after=("b",)), ""),
+        calls_training.plan_job("t", config),
+        calls_training.get_job("t", "j"),
+        calls_training.list_jobs("t", ""),
+        calls_training.update_job("t", "j", priority=1, after=("b",), not_before=None, etag=""),
+        calls_training.pause_job("t", "j"),
+        calls_training.resume_job("t", "j"),
+        calls_training.cancel_job("t", "j"),
+        calls_training.delete_job("t", "j"),
+        calls_training.watch_job("t", "j"),
         calls.get_status(),
         calls.watch_telemetry(1000),
         calls.watch_events(1),
@@ -153,6 +162,8 @@ def test_every_wire_field_arrives(client: Client) -> None:
         (training_pb2.TrainingPlan, optiq_client.TrainingPlan),
         (training_pb2.TrainingAdvice, optiq_client.TrainingAdvice),
         (training_pb2.TrainingProgress, optiq_client.Progress),
+        (training_queue_pb2.JobSchedule, JobSchedule),
+        (training_queue_pb2.JobWait, optiq_client.JobWait),
         (runtime_pb2.RuntimeStatus, optiq_client.Status),
         (runtime_pb2.EngineStatus, optiq_client.Engine),
         (runtime_pb2.BaseStatus, optiq_client.Base),
@@ -191,8 +202,8 @@ def test_training_config_survives_the_round_trip() -> None:
         rank_pattern={"q_proj": 4},
         budget_like="constant:16",
     )
-    assert convert.training_config(convert.training_config_message(config)) == config
-    assert convert.training_config(training_pb2.TrainingConfig()) == TrainingConfig()
+    assert convert_jobs.training_config(convert_jobs.training_config_message(config)) == config
+    assert convert_jobs.training_config(training_pb2.TrainingConfig()) == TrainingConfig()
 
 
 def test_unknown_enum_value_becomes_unspecified() -> None:

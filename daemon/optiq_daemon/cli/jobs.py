@@ -1,26 +1,25 @@
-"""``optiq jobs``: submit, list, show, watch and cancel training jobs."""
+"""``optiq jobs``: submit, list, show and watch training jobs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import datetime
 
 import click
 
 from optiq_core.train.options import module_names, train_options
 from optiq_daemon.cli import output
-from optiq_daemon.cli.exits import EXIT_FAILED, EXIT_OK
+from optiq_daemon.cli.exits import EXIT_OK
+from optiq_daemon.cli.job_controls import add_controls, schedule_options
+from optiq_daemon.cli.job_view import print_job, print_plan, watch_job
 from optiq_daemon.cli.options import Connection, complete_job, connection_options, json_option
-
-if TYPE_CHECKING:
-    from optiq_client import Client, Job, Progress, TrainingPlan
 
 
 @click.group(
     epilog="\b\nExamples:\n  optiq jobs submit --adapter units --data ./units --iters 60 --watch\n"
-    "  optiq jobs ls\n  optiq jobs cancel units-0001"
+    "  optiq jobs ls\n  optiq jobs pause units-0001\n  optiq jobs set units-0001 --priority 10"
 )
 def jobs() -> None:
-    """Submit, watch and cancel training jobs."""
+    """Submit, watch, pause and cancel training jobs."""
 
 
 @jobs.command("ls", epilog="\b\nExamples:\n  optiq jobs ls\n  optiq jobs ls --json | jq -r '.[].state'")
@@ -39,12 +38,13 @@ def ls(connection: Connection, as_json: bool) -> None:
         output.note("no jobs yet: optiq jobs submit --adapter NAME --data FOLDER")
         return
     output.print_table(
-        ("JOB", "ADAPTER", "STATE", "STEP", "LOSS", "LEFT", "AGE", "WHY"),
+        ("JOB", "ADAPTER", "STATE", "PRIORITY", "STEP", "LOSS", "LEFT", "AGE", "WHY"),
         [
             (
                 j.id,
                 j.adapter_id,
                 str(j.state),
+                str(j.schedule.priority),
                 f"{j.progress.step}/{j.progress.total_steps}" if j.progress else "-",
                 f"{j.progress.train_loss:.3f}" if j.progress else "-",
                 humanize.duration(j.progress.seconds_left) if j.progress and not j.state.ended else "-",
@@ -53,7 +53,7 @@ def ls(connection: Connection, as_json: bool) -> None:
             )
             for j in found
         ],
-        right=("STEP", "LOSS", "LEFT", "AGE"),
+        right=("PRIORITY", "STEP", "LOSS", "LEFT", "AGE"),
     )
 
 
@@ -64,17 +64,7 @@ def ls(connection: Connection, as_json: bool) -> None:
 def show(job: str, connection: Connection, as_json: bool) -> None:
     """Show one job."""
     with connection.client() as client:
-        _print_job(client.training.get(job), as_json)
-
-
-@jobs.command(epilog="\b\nExamples:\n  optiq jobs cancel units-0001")
-@click.argument("job", shell_complete=complete_job)
-@connection_options
-@json_option
-def cancel(job: str, connection: Connection, as_json: bool) -> None:
-    """End a job at its next step."""
-    with connection.client() as client:
-        _print_job(client.training.cancel(job), as_json)
+        print_job(client.training.get(job), as_json)
 
 
 @jobs.command(epilog="\b\nExamples:\n  optiq jobs watch units-0001\n  optiq jobs watch units-0001 --json > curve.jsonl")
@@ -84,14 +74,15 @@ def cancel(job: str, connection: Connection, as_json: bool) -> None:
 def watch(job: str, connection: Connection, as_json: bool) -> int:
     """Show a job's progress so far, then live; ends with the job. Ctrl-C stops watching, not the job."""
     with connection.client() as client:
-        return _watch(client, job, as_json)
+        return watch_job(client, job, as_json)
 
 
 @jobs.command(
     epilog="\b\nExamples:\n  optiq jobs submit --adapter units --data ./units --watch\n"
     "  optiq jobs submit --adapter units --data ./units --max-seq-length 4096 --dry-run\n"
     "  optiq jobs submit --config run.yaml --adapter tone --data ./tone\n"
-    "  optiq jobs submit --adapter tone --data ./tone --rank 16 --rank-scaling constant --target-modules q_proj,o_proj"
+    "  optiq jobs submit --adapter tone --data ./tone --rank 16 --rank-scaling constant --target-modules q_proj\n"
+    "  optiq jobs submit --adapter night --data ./large --at 2026-11-22T23:00 --priority -10"
 )
 @click.option("--adapter", required=True, help="Name to serve the result under.")
 @click.option(
@@ -101,6 +92,7 @@ def watch(job: str, connection: Connection, as_json: bool) -> int:
     help="Folder with train.jsonl and optionally valid.jsonl.",
 )
 @train_options(remote=True)
+@schedule_options
 @click.option("--watch", "follow", is_flag=True, help="Show its progress until it ends.")
 @click.option("--dry-run", is_flag=True, help="Say what it would take and what would fit; queue nothing.")
 @connection_options
@@ -113,12 +105,15 @@ def submit(
     target_modules: str,
     follow: bool,
     dry_run: bool,
+    priority: int | None,
+    after: tuple[str, ...],
+    not_before: datetime | None,
     connection: Connection,
     as_json: bool,
     **settings: object,
 ) -> int:
     """Queue a training job; its adapter is served when it succeeds. [Defaults] are the daemon's."""
-    from optiq_client import RankScaling, TrainingConfig
+    from optiq_client import JobSchedule, RankScaling, TrainingConfig
 
     config = TrainingConfig(
         data_path=data,
@@ -128,81 +123,14 @@ def submit(
     )
     with connection.client() as client:
         if dry_run:
-            return _print_plan(client.training.plan(config), as_json)
-        job = client.training.create(adapter, config)
+            return print_plan(client.training.plan(config), as_json)
+        schedule = JobSchedule(priority or 0, after, not_before)
+        job = client.training.create(adapter, config, schedule=schedule)
         if not follow:
-            _print_job(job, as_json)
+            print_job(job, as_json)
             return EXIT_OK
         output.note(f"queued {job.id}")
-        return _watch(client, job.name, as_json)
+        return watch_job(client, job.name, as_json)
 
 
-def _print_plan(plan: TrainingPlan, as_json: bool) -> int:
-    if as_json:
-        output.print_json(plan)
-        return EXIT_OK if plan.fits else EXIT_FAILED
-    parts = ("base", "adapter", "optimizer", "activation", "temporary", "expected", "bound", "free")
-    output.print_fields({name: f"{getattr(plan, f'{name}_bytes') / 1e9:.3f} GB" for name in parts})
-    limit = f" of {plan.resource_limit:,}" if plan.resource_limit else ""
-    output.print_fields({"resources": f"{plan.live_buffers:,}{limit}", "fullest": plan.peak_at})
-    click.echo("fits" if plan.fits else f"does not fit: {'; '.join(plan.reasons)}")
-    for advice in plan.advice:
-        click.echo(f"  {advice.text}")
-    return EXIT_OK if plan.fits else EXIT_FAILED
-
-
-def _watch(client: Client, name: str, as_json: bool) -> int:
-    last: Job | None = None
-    with client.training.watch(name) as updates:
-        for update in updates:
-            if as_json:
-                output.print_json(update, line=True)
-            else:
-                if update.progress is not None:
-                    click.echo(_progress_line(update.progress))
-                if last is None or last.state is not update.job.state:
-                    output.note(_state_line(update.job))
-            last = update.job
-    if last is None or not last.state.ended:
-        last = client.training.get(name)
-    return EXIT_OK if last.state == "SUCCEEDED" else EXIT_FAILED
-
-
-def _state_line(job: Job) -> str:
-    reason = f": {job.state_reason}" if job.state_reason else ""
-    return f"{job.id} {job.state.lower()}{reason}"
-
-
-def _progress_line(progress: Progress) -> str:
-    from optiq_client import humanize
-
-    valid = f"  valid {progress.valid_loss:.3f}" if progress.valid_loss is not None else ""
-    return (
-        f"step {progress.step:>4}/{progress.total_steps}  loss {progress.train_loss:.3f}{valid}  "
-        f"{progress.tokens_per_second:.0f} tokens/s  {humanize.duration(progress.seconds_left)} left  "
-        f"peak {humanize.size(progress.peak_memory_bytes)}"
-    )
-
-
-def _print_job(job: Job, as_json: bool) -> None:
-    if as_json:
-        output.print_json(job)
-        return
-    config = job.config
-    output.print_fields(
-        {
-            "name": job.name,
-            "state": str(job.state),
-            "why": job.state_reason,
-            "adapter": job.adapter_id,
-            "digest": job.adapter_digest,
-            "data": config.data_path,
-            "rank": f"{config.rank or 8} {config.rank_scaling.lower()}",
-            "steps": f"{config.iters or 100} of batch {config.batch_size or 4}",
-            "progress": _progress_line(job.progress) if job.progress else "",
-            "created": job.create_time.isoformat(timespec="seconds") if job.create_time else "",
-            "started": job.start_time.isoformat(timespec="seconds") if job.start_time else "",
-            "ended": job.end_time.isoformat(timespec="seconds") if job.end_time else "",
-            "attempts": str(job.attempts) if job.attempts > 1 else "",
-        }
-    )
+add_controls(jobs)

@@ -23,7 +23,7 @@ SUMMARIES = {
     "generate": "Generate text with an adapter.",
     "chat": "Talk with an adapter, and switch adapters on the way.",
     "adapters": "List, import, load and remove adapters.",
-    "jobs": "Submit, watch and cancel training jobs.",
+    "jobs": "Submit, watch, pause and cancel training jobs.",
     "lora": "Train LoRA adapters and inspect them.",
     "plan": "Predict the memory of a training run on BASE, before anything is allocated.",
     "data": "Check training data before training on it.",

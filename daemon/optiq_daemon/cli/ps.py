@@ -39,7 +39,7 @@ def _print_summary(status: Status) -> None:
     from optiq_client import humanize
 
     base, engine, device = status.base, status.engine, status.device
-    running = f", {status.running_job.rpartition('/')[2]} runs" if status.running_job else ""
+    running = "".join(f", {job.rpartition('/')[2]} runs" for job in status.running_jobs)
     quarantined = status.quarantined_adapter_count
     output.print_fields(
         {

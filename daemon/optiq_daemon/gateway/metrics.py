@@ -99,6 +99,6 @@ class _State(Collector):
             ("optiq_process_memory_bytes", "Resident bytes of all processes.", status.process_memory_bytes),
             ("optiq_memory_limit_bytes", "Bytes that the machine or its cgroup has.", status.memory_limit_bytes),
             ("optiq_queued_jobs", "Training jobs that wait.", status.queued_jobs),
-            ("optiq_running_jobs", "Training jobs that run.", bool(status.running_job)),
+            ("optiq_running_jobs", "Training jobs that run.", len(status.running_jobs)),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))

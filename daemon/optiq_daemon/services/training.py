@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from optiq_daemon import convert
 from optiq_daemon.errors import InvalidRequestError, NotFoundError
-from optiq_daemon.job_queue import JobQueue
+from optiq_daemon.jobs.queue import JobQueue
 from optiq_daemon.names import check_id, parse_job, parse_parent
 from optiq_daemon.store import Store
 from optiq_protos.v1 import training_pb2, training_pb2_grpc
@@ -33,7 +35,8 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
             raise InvalidRequestError.of("request_id", f"at most {MAX_REQUEST_ID} characters")
         config = convert.train_config(request.config)
         _check_data_path(config.data_path)
-        record = self._jobs.create(tenant, adapter_id, config, request.request_id)
+        schedule = convert.schedule(request.schedule, tenant)
+        record = self._jobs.create(tenant, adapter_id, config, request.request_id, schedule)
         return training_pb2.CreateTrainingJobResponse(job=convert.job(record))
 
     async def PlanTrainingJob(
@@ -70,6 +73,37 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         """End a job at its next step."""
         record = await self._jobs.cancel(parse_job(request.name))
         return training_pb2.CancelTrainingJobResponse(job=convert.job(record))
+
+    async def UpdateTrainingJob(
+        self, request: training_pb2.UpdateTrainingJobRequest, _: Any
+    ) -> training_pb2.UpdateTrainingJobResponse:
+        """Change the fields of the mask."""
+        key = parse_job(request.job.name, "job.name")
+        given = convert.schedule(request.job.schedule, key.tenant)
+        mask = set(request.update_mask.paths) or {"schedule"}
+        fields = {f"schedule.{name}": name for name in given.__struct_fields__}
+        if unknown := sorted(mask - set(fields) - {"schedule"}):
+            known = ", ".join(("schedule", *fields))
+            raise InvalidRequestError.of("update_mask", f"{', '.join(unknown)}: not one of {known}")
+        if "schedule" not in mask:
+            changes = {name: getattr(given, name) for path, name in fields.items() if path in mask}
+            given = msgspec.structs.replace(self._jobs.get(key).schedule, **changes)
+        record = self._jobs.reschedule(key, given, request.job.etag)
+        return training_pb2.UpdateTrainingJobResponse(job=convert.job(record))
+
+    async def PauseTrainingJob(
+        self, request: training_pb2.PauseTrainingJobRequest, _: Any
+    ) -> training_pb2.PauseTrainingJobResponse:
+        """Hold a job."""
+        record = await self._jobs.pause(parse_job(request.name))
+        return training_pb2.PauseTrainingJobResponse(job=convert.job(record))
+
+    async def ResumeTrainingJob(
+        self, request: training_pb2.ResumeTrainingJobRequest, _: Any
+    ) -> training_pb2.ResumeTrainingJobResponse:
+        """Let a held job go on."""
+        record = await self._jobs.resume(parse_job(request.name))
+        return training_pb2.ResumeTrainingJobResponse(job=convert.job(record))
 
     async def DeleteTrainingJob(
         self, request: training_pb2.DeleteTrainingJobRequest, _: Any

@@ -139,7 +139,7 @@ class LiveRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., requested_adapter: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., phase: _Optional[str] = ..., completion_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., time_to_first_token_ms: _Optional[float] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., adapters: _Optional[_Iterable[_Union[_generation_pb2.ServedAdapter, _Mapping]]] = ..., route: _Optional[str] = ..., route_target: _Optional[str] = ..., route_why: _Optional[str] = ..., queue_position: _Optional[int] = ...) -> None: ...
 
 class RuntimeStatus(_message.Message):
-    __slots__ = ("version", "pid", "start_time", "home_path", "adapters_path", "base", "device", "engine", "adapter_count", "quarantined_adapter_count", "queued_jobs", "running_job", "requests", "process_memory_bytes", "memory_limit_bytes")
+    __slots__ = ("version", "pid", "start_time", "home_path", "adapters_path", "base", "device", "engine", "adapter_count", "quarantined_adapter_count", "queued_jobs", "running_job", "requests", "process_memory_bytes", "memory_limit_bytes", "running_jobs")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +155,7 @@ class RuntimeStatus(_message.Message):
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     PROCESS_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_JOBS_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     start_time: _timestamp_pb2.Timestamp
@@ -170,7 +171,8 @@ class RuntimeStatus(_message.Message):
     requests: _containers.RepeatedCompositeFieldContainer[LiveRequest]
     process_memory_bytes: int
     memory_limit_bytes: int
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., home_path: _Optional[str] = ..., adapters_path: _Optional[str] = ..., base: _Optional[_Union[BaseStatus, _Mapping]] = ..., device: _Optional[_Union[DeviceStatus, _Mapping]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., adapter_count: _Optional[int] = ..., quarantined_adapter_count: _Optional[int] = ..., queued_jobs: _Optional[int] = ..., running_job: _Optional[str] = ..., requests: _Optional[_Iterable[_Union[LiveRequest, _Mapping]]] = ..., process_memory_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ...) -> None: ...
+    running_jobs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., home_path: _Optional[str] = ..., adapters_path: _Optional[str] = ..., base: _Optional[_Union[BaseStatus, _Mapping]] = ..., device: _Optional[_Union[DeviceStatus, _Mapping]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., adapter_count: _Optional[int] = ..., quarantined_adapter_count: _Optional[int] = ..., queued_jobs: _Optional[int] = ..., running_job: _Optional[str] = ..., requests: _Optional[_Iterable[_Union[LiveRequest, _Mapping]]] = ..., process_memory_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., running_jobs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()

@@ -22,10 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from optiq_protos.v1 import training_queue_pb2 as optiq__protos_dot_v1_dot_training__queue__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoptiq_protos/v1/training.proto\x12\x08optiq.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x06\n\x0eTrainingConfig\x12\x11\n\tdata_path\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12+\n\x0crank_scaling\x18\x03 \x01(\x0e\x32\x15.optiq.v1.RankScaling\x12\r\n\x05scale\x18\x04 \x01(\x01\x12\x0f\n\x07\x64ropout\x18\x05 \x01(\x01\x12\x16\n\x0etarget_modules\x18\x06 \x03(\t\x12\x12\n\nnum_layers\x18\x07 \x01(\x05\x12\r\n\x05iters\x18\x08 \x01(\x05\x12\x12\n\nbatch_size\x18\t \x01(\x05\x12\x15\n\rlearning_rate\x18\n \x01(\x01\x12\x16\n\x0emax_seq_length\x18\x0b \x01(\x05\x12\x18\n\x0bmask_prompt\x18\x0c \x01(\x08H\x00\x88\x01\x01\x12\x0c\n\x04seed\x18\r \x01(\x04\x12\x18\n\x10steps_per_report\x18\x0e \x01(\x05\x12\x16\n\x0esteps_per_eval\x18\x0f \x01(\x05\x12\x1c\n\x14steps_per_checkpoint\x18\x10 \x01(\x05\x12\x17\n\x0fgrad_checkpoint\x18\x11 \x01(\x08\x12?\n\x0crank_pattern\x18\x12 \x03(\x0b\x32).optiq.v1.TrainingConfig.RankPatternEntry\x12\x13\n\x0b\x62udget_like\x18\x13 \x01(\t\x12\x12\n\nloss_chunk\x18\x14 \x01(\x05\x12\x11\n\toptimizer\x18\x15 \x01(\t\x12\x14\n\x0cweight_decay\x18\x16 \x01(\x01\x12\x13\n\x0blr_schedule\x18\x17 \x01(\t\x12\x0e\n\x06lr_end\x18\x18 \x01(\x01\x12\x14\n\x0cwarmup_steps\x18\x19 \x01(\x05\x12\x11\n\tclip_norm\x18\x1a \x01(\x01\x12\x10\n\x08patience\x18\x1b \x01(\x05\x12\x11\n\tkeep_best\x18\x1c \x01(\x08\x12\x0e\n\x06method\x18\x1d \x01(\t\x12\x0e\n\x06rslora\x18\x1e \x01(\x08\x12\x16\n\x0eloraplus_ratio\x18\x1f \x01(\x01\x12\x13\n\x0bpack_length\x18  \x01(\x05\x1a\x32\n\x10RankPatternEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x42\x0e\n\x0c_mask_prompt\"\xec\x01\n\x10TrainingProgress\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x05\x12\x12\n\ntrain_loss\x18\x03 \x01(\x01\x12\x17\n\nvalid_loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\x12\x16\n\x0etrained_tokens\x18\x06 \x01(\x03\x12\x14\n\x0cseconds_left\x18\x07 \x01(\x01\x12\x19\n\x11peak_memory_bytes\x18\x08 \x01(\x03\x12\x15\n\rlearning_rate\x18\t \x01(\x01\x42\r\n\x0b_valid_loss\"\xce\x02\n\x0cTrainingPlan\x12\x16\n\x0e\x65xpected_bytes\x18\x01 \x01(\x03\x12\x13\n\x0b\x62ound_bytes\x18\x02 \x01(\x03\x12\x12\n\nfree_bytes\x18\x03 \x01(\x03\x12\x12\n\nbase_bytes\x18\x04 \x01(\x03\x12\x15\n\radapter_bytes\x18\x05 \x01(\x03\x12\x17\n\x0foptimizer_bytes\x18\x06 \x01(\x03\x12\x18\n\x10\x61\x63tivation_bytes\x18\x07 \x01(\x03\x12\x17\n\x0ftemporary_bytes\x18\x08 \x01(\x03\x12\x14\n\x0clive_buffers\x18\t \x01(\x03\x12\x16\n\x0eresource_limit\x18\n \x01(\x03\x12\x0c\n\x04\x66its\x18\x0b \x01(\x08\x12\x0f\n\x07reasons\x18\x0c \x03(\t\x12(\n\x06\x61\x64vice\x18\r \x03(\x0b\x32\x18.optiq.v1.TrainingAdvice\x12\x0f\n\x07peak_at\x18\x0e \x01(\t\"J\n\x0eTrainingAdvice\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x16\n\x0e\x65xpected_bytes\x18\x02 \x01(\x03\x12\x12\n\ntime_ratio\x18\x03 \x01(\x01\"\xad\x03\n\x0bTrainingJob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.optiq.v1.JobState\x12\x14\n\x0cstate_reason\x18\x03 \x01(\t\x12\x12\n\nadapter_id\x18\x04 \x01(\t\x12(\n\x06\x63onfig\x18\x05 \x01(\x0b\x32\x18.optiq.v1.TrainingConfig\x12,\n\x08progress\x18\x06 \x01(\x0b\x32\x1a.optiq.v1.TrainingProgress\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\n \x01(\t\x12\x10\n\x08\x61ttempts\x18\x0b \x01(\x05\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\x12$\n\x04plan\x18\r \x01(\x0b\x32\x16.optiq.v1.TrainingPlan\"|\n\x18\x43reateTrainingJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nadapter_id\x18\x02 \x01(\t\x12(\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x18.optiq.v1.TrainingConfig\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"?\n\x19\x43reateTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\"R\n\x16PlanTrainingJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12(\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x18.optiq.v1.TrainingConfig\"?\n\x17PlanTrainingJobResponse\x12$\n\x04plan\x18\x01 \x01(\x0b\x32\x16.optiq.v1.TrainingPlan\"%\n\x15GetTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x16GetTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\"P\n\x17ListTrainingJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x18ListTrainingJobsResponse\x12#\n\x04jobs\x18\x01 \x03(\x0b\x32\x15.optiq.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18\x43\x61ncelTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x19\x43\x61ncelTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\"(\n\x18\x44\x65leteTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1b\n\x19\x44\x65leteTrainingJobResponse\"\'\n\x17WatchTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"l\n\x18WatchTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\x12,\n\x08progress\x18\x02 \x01(\x0b\x32\x1a.optiq.v1.TrainingProgress*\xf6\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x16\n\x12JOB_STATE_PLANNING\x10\x02\x12\x15\n\x11JOB_STATE_WAITING\x10\x03\x12\x15\n\x11JOB_STATE_RUNNING\x10\x04\x12\x14\n\x10JOB_STATE_PAUSED\x10\x05\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x06\x12\x14\n\x10JOB_STATE_FAILED\x10\x07\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x08\x12\x15\n\x11JOB_STATE_REFUSED\x10\t*\xf8\x01\n\x0bRankScaling\x12\x1c\n\x18RANK_SCALING_UNSPECIFIED\x10\x00\x12\x19\n\x15RANK_SCALING_CONSTANT\x10\x01\x12\x18\n\x14RANK_SCALING_BY_BITS\x10\x02\x12\x16\n\x12RANK_SCALING_BY_KL\x10\x03\x12\x17\n\x13RANK_SCALING_LINEAR\x10\x04\x12\x1a\n\x16RANK_SCALING_ATTENTION\x10\x05\x12\x14\n\x10RANK_SCALING_FFN\x10\x06\x12\x19\n\x15RANK_SCALING_GRADIENT\x10\x07\x12\x18\n\x14RANK_SCALING_PATTERN\x10\x08\x32\x90\x05\n\x0fTrainingService\x12\\\n\x11\x43reateTrainingJob\x12\".optiq.v1.CreateTrainingJobRequest\x1a#.optiq.v1.CreateTrainingJobResponse\x12V\n\x0fPlanTrainingJob\x12 .optiq.v1.PlanTrainingJobRequest\x1a!.optiq.v1.PlanTrainingJobResponse\x12S\n\x0eGetTrainingJob\x12\x1f.optiq.v1.GetTrainingJobRequest\x1a .optiq.v1.GetTrainingJobResponse\x12Y\n\x10ListTrainingJobs\x12!.optiq.v1.ListTrainingJobsRequest\x1a\".optiq.v1.ListTrainingJobsResponse\x12\\\n\x11\x43\x61ncelTrainingJob\x12\".optiq.v1.CancelTrainingJobRequest\x1a#.optiq.v1.CancelTrainingJobResponse\x12\\\n\x11\x44\x65leteTrainingJob\x12\".optiq.v1.DeleteTrainingJobRequest\x1a#.optiq.v1.DeleteTrainingJobResponse\x12[\n\x10WatchTrainingJob\x12!.optiq.v1.WatchTrainingJobRequest\x1a\".optiq.v1.WatchTrainingJobResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoptiq_protos/v1/training.proto\x12\x08optiq.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$optiq_protos/v1/training_queue.proto\"\xa4\x06\n\x0eTrainingConfig\x12\x11\n\tdata_path\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12+\n\x0crank_scaling\x18\x03 \x01(\x0e\x32\x15.optiq.v1.RankScaling\x12\r\n\x05scale\x18\x04 \x01(\x01\x12\x0f\n\x07\x64ropout\x18\x05 \x01(\x01\x12\x16\n\x0etarget_modules\x18\x06 \x03(\t\x12\x12\n\nnum_layers\x18\x07 \x01(\x05\x12\r\n\x05iters\x18\x08 \x01(\x05\x12\x12\n\nbatch_size\x18\t \x01(\x05\x12\x15\n\rlearning_rate\x18\n \x01(\x01\x12\x16\n\x0emax_seq_length\x18\x0b \x01(\x05\x12\x18\n\x0bmask_prompt\x18\x0c \x01(\x08H\x00\x88\x01\x01\x12\x0c\n\x04seed\x18\r \x01(\x04\x12\x18\n\x10steps_per_report\x18\x0e \x01(\x05\x12\x16\n\x0esteps_per_eval\x18\x0f \x01(\x05\x12\x1c\n\x14steps_per_checkpoint\x18\x10 \x01(\x05\x12\x17\n\x0fgrad_checkpoint\x18\x11 \x01(\x08\x12?\n\x0crank_pattern\x18\x12 \x03(\x0b\x32).optiq.v1.TrainingConfig.RankPatternEntry\x12\x13\n\x0b\x62udget_like\x18\x13 \x01(\t\x12\x12\n\nloss_chunk\x18\x14 \x01(\x05\x12\x11\n\toptimizer\x18\x15 \x01(\t\x12\x14\n\x0cweight_decay\x18\x16 \x01(\x01\x12\x13\n\x0blr_schedule\x18\x17 \x01(\t\x12\x0e\n\x06lr_end\x18\x18 \x01(\x01\x12\x14\n\x0cwarmup_steps\x18\x19 \x01(\x05\x12\x11\n\tclip_norm\x18\x1a \x01(\x01\x12\x10\n\x08patience\x18\x1b \x01(\x05\x12\x11\n\tkeep_best\x18\x1c \x01(\x08\x12\x0e\n\x06method\x18\x1d \x01(\t\x12\x0e\n\x06rslora\x18\x1e \x01(\x08\x12\x16\n\x0eloraplus_ratio\x18\x1f \x01(\x01\x12\x13\n\x0bpack_length\x18  \x01(\x05\x1a\x32\n\x10RankPatternEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x42\x0e\n\x0c_mask_prompt\"\xec\x01\n\x10TrainingProgress\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x05\x12\x12\n\ntrain_loss\x18\x03 \x01(\x01\x12\x17\n\nvalid_loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\x12\x16\n\x0etrained_tokens\x18\x06 \x01(\x03\x12\x14\n\x0cseconds_left\x18\x07 \x01(\x01\x12\x19\n\x11peak_memory_bytes\x18\x08 \x01(\x03\x12\x15\n\rlearning_rate\x18\t \x01(\x01\x42\r\n\x0b_valid_loss\"\xce\x02\n\x0cTrainingPlan\x12\x16\n\x0e\x65xpected_bytes\x18\x01 \x01(\x03\x12\x13\n\x0b\x62ound_bytes\x18\x02 \x01(\x03\x12\x12\n\nfree_bytes\x18\x03 \x01(\x03\x12\x12\n\nbase_bytes\x18\x04 \x01(\x03\x12\x15\n\radapter_bytes\x18\x05 \x01(\x03\x12\x17\n\x0foptimizer_bytes\x18\x06 \x01(\x03\x12\x18\n\x10\x61\x63tivation_bytes\x18\x07 \x01(\x03\x12\x17\n\x0ftemporary_bytes\x18\x08 \x01(\x03\x12\x14\n\x0clive_buffers\x18\t \x01(\x03\x12\x16\n\x0eresource_limit\x18\n \x01(\x03\x12\x0c\n\x04\x66its\x18\x0b \x01(\x08\x12\x0f\n\x07reasons\x18\x0c \x03(\t\x12(\n\x06\x61\x64vice\x18\r \x03(\x0b\x32\x18.optiq.v1.TrainingAdvice\x12\x0f\n\x07peak_at\x18\x0e \x01(\t\"J\n\x0eTrainingAdvice\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x16\n\x0e\x65xpected_bytes\x18\x02 \x01(\x03\x12\x12\n\ntime_ratio\x18\x03 \x01(\x01\"\xf7\x03\n\x0bTrainingJob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.optiq.v1.JobState\x12\x14\n\x0cstate_reason\x18\x03 \x01(\t\x12\x12\n\nadapter_id\x18\x04 \x01(\t\x12(\n\x06\x63onfig\x18\x05 \x01(\x0b\x32\x18.optiq.v1.TrainingConfig\x12,\n\x08progress\x18\x06 \x01(\x0b\x32\x1a.optiq.v1.TrainingProgress\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\n \x01(\t\x12\x10\n\x08\x61ttempts\x18\x0b \x01(\x05\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\x12$\n\x04plan\x18\r \x01(\x0b\x32\x16.optiq.v1.TrainingPlan\x12\'\n\x08schedule\x18\x0e \x01(\x0b\x32\x15.optiq.v1.JobSchedule\x12\x1f\n\x04wait\x18\x0f \x01(\x0b\x32\x11.optiq.v1.JobWait\"\xa5\x01\n\x18\x43reateTrainingJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nadapter_id\x18\x02 \x01(\t\x12(\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x18.optiq.v1.TrainingConfig\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\'\n\x08schedule\x18\x05 \x01(\x0b\x32\x15.optiq.v1.JobSchedule\"?\n\x19\x43reateTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\"R\n\x16PlanTrainingJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12(\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x18.optiq.v1.TrainingConfig\"?\n\x17PlanTrainingJobResponse\x12$\n\x04plan\x18\x01 \x01(\x0b\x32\x16.optiq.v1.TrainingPlan\"%\n\x15GetTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x16GetTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\"P\n\x17ListTrainingJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x18ListTrainingJobsResponse\x12#\n\x04jobs\x18\x01 \x03(\x0b\x32\x15.optiq.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18\x43\x61ncelTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x19\x43\x61ncelTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\"o\n\x18UpdateTrainingJobRequest\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"?\n\x19UpdateTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\"\'\n\x17PauseTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x18PauseTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\"(\n\x18ResumeTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x19ResumeTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\"(\n\x18\x44\x65leteTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1b\n\x19\x44\x65leteTrainingJobResponse\"\'\n\x17WatchTrainingJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"l\n\x18WatchTrainingJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.optiq.v1.TrainingJob\x12,\n\x08progress\x18\x02 \x01(\x0b\x32\x1a.optiq.v1.TrainingProgress*\xf6\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x16\n\x12JOB_STATE_PLANNING\x10\x02\x12\x15\n\x11JOB_STATE_WAITING\x10\x03\x12\x15\n\x11JOB_STATE_RUNNING\x10\x04\x12\x14\n\x10JOB_STATE_PAUSED\x10\x05\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x06\x12\x14\n\x10JOB_STATE_FAILED\x10\x07\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x08\x12\x15\n\x11JOB_STATE_REFUSED\x10\t*\xf8\x01\n\x0bRankScaling\x12\x1c\n\x18RANK_SCALING_UNSPECIFIED\x10\x00\x12\x19\n\x15RANK_SCALING_CONSTANT\x10\x01\x12\x18\n\x14RANK_SCALING_BY_BITS\x10\x02\x12\x16\n\x12RANK_SCALING_BY_KL\x10\x03\x12\x17\n\x13RANK_SCALING_LINEAR\x10\x04\x12\x1a\n\x16RANK_SCALING_ATTENTION\x10\x05\x12\x14\n\x10RANK_SCALING_FFN\x10\x06\x12\x19\n\x15RANK_SCALING_GRADIENT\x10\x07\x12\x18\n\x14RANK_SCALING_PATTERN\x10\x08\x32\xa7\x07\n\x0fTrainingService\x12\\\n\x11\x43reateTrainingJob\x12\".optiq.v1.CreateTrainingJobRequest\x1a#.optiq.v1.CreateTrainingJobResponse\x12V\n\x0fPlanTrainingJob\x12 .optiq.v1.PlanTrainingJobRequest\x1a!.optiq.v1.PlanTrainingJobResponse\x12S\n\x0eGetTrainingJob\x12\x1f.optiq.v1.GetTrainingJobRequest\x1a .optiq.v1.GetTrainingJobResponse\x12Y\n\x10ListTrainingJobs\x12!.optiq.v1.ListTrainingJobsRequest\x1a\".optiq.v1.ListTrainingJobsResponse\x12\\\n\x11\x43\x61ncelTrainingJob\x12\".optiq.v1.CancelTrainingJobRequest\x1a#.optiq.v1.CancelTrainingJobResponse\x12\\\n\x11UpdateTrainingJob\x12\".optiq.v1.UpdateTrainingJobRequest\x1a#.optiq.v1.UpdateTrainingJobResponse\x12Y\n\x10PauseTrainingJob\x12!.optiq.v1.PauseTrainingJobRequest\x1a\".optiq.v1.PauseTrainingJobResponse\x12\\\n\x11ResumeTrainingJob\x12\".optiq.v1.ResumeTrainingJobRequest\x1a#.optiq.v1.ResumeTrainingJobResponse\x12\\\n\x11\x44\x65leteTrainingJob\x12\".optiq.v1.DeleteTrainingJobRequest\x1a#.optiq.v1.DeleteTrainingJobResponse\x12[\n\x10WatchTrainingJob\x12!.optiq.v1.WatchTrainingJobRequest\x1a\".optiq.v1.WatchTrainingJobResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,50 +36,62 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRAININGCONFIG_RANKPATTERNENTRY']._loaded_options = None
   _globals['_TRAININGCONFIG_RANKPATTERNENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATE']._serialized_start=2911
-  _globals['_JOBSTATE']._serialized_end=3157
-  _globals['_RANKSCALING']._serialized_start=3160
-  _globals['_RANKSCALING']._serialized_end=3408
-  _globals['_TRAININGCONFIG']._serialized_start=78
-  _globals['_TRAININGCONFIG']._serialized_end=882
-  _globals['_TRAININGCONFIG_RANKPATTERNENTRY']._serialized_start=816
-  _globals['_TRAININGCONFIG_RANKPATTERNENTRY']._serialized_end=866
-  _globals['_TRAININGPROGRESS']._serialized_start=885
-  _globals['_TRAININGPROGRESS']._serialized_end=1121
-  _globals['_TRAININGPLAN']._serialized_start=1124
-  _globals['_TRAININGPLAN']._serialized_end=1458
-  _globals['_TRAININGADVICE']._serialized_start=1460
-  _globals['_TRAININGADVICE']._serialized_end=1534
-  _globals['_TRAININGJOB']._serialized_start=1537
-  _globals['_TRAININGJOB']._serialized_end=1966
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=1968
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=2092
-  _globals['_CREATETRAININGJOBRESPONSE']._serialized_start=2094
-  _globals['_CREATETRAININGJOBRESPONSE']._serialized_end=2157
-  _globals['_PLANTRAININGJOBREQUEST']._serialized_start=2159
-  _globals['_PLANTRAININGJOBREQUEST']._serialized_end=2241
-  _globals['_PLANTRAININGJOBRESPONSE']._serialized_start=2243
-  _globals['_PLANTRAININGJOBRESPONSE']._serialized_end=2306
-  _globals['_GETTRAININGJOBREQUEST']._serialized_start=2308
-  _globals['_GETTRAININGJOBREQUEST']._serialized_end=2345
-  _globals['_GETTRAININGJOBRESPONSE']._serialized_start=2347
-  _globals['_GETTRAININGJOBRESPONSE']._serialized_end=2407
-  _globals['_LISTTRAININGJOBSREQUEST']._serialized_start=2409
-  _globals['_LISTTRAININGJOBSREQUEST']._serialized_end=2489
-  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_start=2491
-  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_end=2579
-  _globals['_CANCELTRAININGJOBREQUEST']._serialized_start=2581
-  _globals['_CANCELTRAININGJOBREQUEST']._serialized_end=2621
-  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_start=2623
-  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_end=2686
-  _globals['_DELETETRAININGJOBREQUEST']._serialized_start=2688
-  _globals['_DELETETRAININGJOBREQUEST']._serialized_end=2728
-  _globals['_DELETETRAININGJOBRESPONSE']._serialized_start=2730
-  _globals['_DELETETRAININGJOBRESPONSE']._serialized_end=2757
-  _globals['_WATCHTRAININGJOBREQUEST']._serialized_start=2759
-  _globals['_WATCHTRAININGJOBREQUEST']._serialized_end=2798
-  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_start=2800
-  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_end=2908
-  _globals['_TRAININGSERVICE']._serialized_start=3411
-  _globals['_TRAININGSERVICE']._serialized_end=4067
+  _globals['_JOBSTATE']._serialized_start=3489
+  _globals['_JOBSTATE']._serialized_end=3735
+  _globals['_RANKSCALING']._serialized_start=3738
+  _globals['_RANKSCALING']._serialized_end=3986
+  _globals['_TRAININGCONFIG']._serialized_start=150
+  _globals['_TRAININGCONFIG']._serialized_end=954
+  _globals['_TRAININGCONFIG_RANKPATTERNENTRY']._serialized_start=888
+  _globals['_TRAININGCONFIG_RANKPATTERNENTRY']._serialized_end=938
+  _globals['_TRAININGPROGRESS']._serialized_start=957
+  _globals['_TRAININGPROGRESS']._serialized_end=1193
+  _globals['_TRAININGPLAN']._serialized_start=1196
+  _globals['_TRAININGPLAN']._serialized_end=1530
+  _globals['_TRAININGADVICE']._serialized_start=1532
+  _globals['_TRAININGADVICE']._serialized_end=1606
+  _globals['_TRAININGJOB']._serialized_start=1609
+  _globals['_TRAININGJOB']._serialized_end=2112
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=2115
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=2280
+  _globals['_CREATETRAININGJOBRESPONSE']._serialized_start=2282
+  _globals['_CREATETRAININGJOBRESPONSE']._serialized_end=2345
+  _globals['_PLANTRAININGJOBREQUEST']._serialized_start=2347
+  _globals['_PLANTRAININGJOBREQUEST']._serialized_end=2429
+  _globals['_PLANTRAININGJOBRESPONSE']._serialized_start=2431
+  _globals['_PLANTRAININGJOBRESPONSE']._serialized_end=2494
+  _globals['_GETTRAININGJOBREQUEST']._serialized_start=2496
+  _globals['_GETTRAININGJOBREQUEST']._serialized_end=2533
+  _globals['_GETTRAININGJOBRESPONSE']._serialized_start=2535
+  _globals['_GETTRAININGJOBRESPONSE']._serialized_end=2595
+  _globals['_LISTTRAININGJOBSREQUEST']._serialized_start=2597
+  _globals['_LISTTRAININGJOBSREQUEST']._serialized_end=2677
+  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_start=2679
+  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_end=2767
+  _globals['_CANCELTRAININGJOBREQUEST']._serialized_start=2769
+  _globals['_CANCELTRAININGJOBREQUEST']._serialized_end=2809
+  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_start=2811
+  _globals['_CANCELTRAININGJOBRESPONSE']._serialized_end=2874
+  _globals['_UPDATETRAININGJOBREQUEST']._serialized_start=2876
+  _globals['_UPDATETRAININGJOBREQUEST']._serialized_end=2987
+  _globals['_UPDATETRAININGJOBRESPONSE']._serialized_start=2989
+  _globals['_UPDATETRAININGJOBRESPONSE']._serialized_end=3052
+  _globals['_PAUSETRAININGJOBREQUEST']._serialized_start=3054
+  _globals['_PAUSETRAININGJOBREQUEST']._serialized_end=3093
+  _globals['_PAUSETRAININGJOBRESPONSE']._serialized_start=3095
+  _globals['_PAUSETRAININGJOBRESPONSE']._serialized_end=3157
+  _globals['_RESUMETRAININGJOBREQUEST']._serialized_start=3159
+  _globals['_RESUMETRAININGJOBREQUEST']._serialized_end=3199
+  _globals['_RESUMETRAININGJOBRESPONSE']._serialized_start=3201
+  _globals['_RESUMETRAININGJOBRESPONSE']._serialized_end=3264
+  _globals['_DELETETRAININGJOBREQUEST']._serialized_start=3266
+  _globals['_DELETETRAININGJOBREQUEST']._serialized_end=3306
+  _globals['_DELETETRAININGJOBRESPONSE']._serialized_start=3308
+  _globals['_DELETETRAININGJOBRESPONSE']._serialized_end=3335
+  _globals['_WATCHTRAININGJOBREQUEST']._serialized_start=3337
+  _globals['_WATCHTRAININGJOBREQUEST']._serialized_end=3376
+  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_start=3378
+  _globals['_WATCHTRAININGJOBRESPONSE']._serialized_end=3486
+  _globals['_TRAININGSERVICE']._serialized_start=3989
+  _globals['_TRAININGSERVICE']._serialized_end=4924
 # @@protoc_insertion_point(module_scope)

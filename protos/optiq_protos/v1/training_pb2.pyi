@@ -1,6 +1,8 @@
 import datetime
 
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from optiq_protos.v1 import training_queue_pb2 as _training_queue_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -194,7 +196,7 @@ class TrainingAdvice(_message.Message):
     def __init__(self, text: _Optional[str] = ..., expected_bytes: _Optional[int] = ..., time_ratio: _Optional[float] = ...) -> None: ...
 
 class TrainingJob(_message.Message):
-    __slots__ = ("name", "state", "state_reason", "adapter_id", "config", "progress", "create_time", "start_time", "end_time", "adapter_digest", "attempts", "etag", "plan")
+    __slots__ = ("name", "state", "state_reason", "adapter_id", "config", "progress", "create_time", "start_time", "end_time", "adapter_digest", "attempts", "etag", "plan", "schedule", "wait")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     STATE_REASON_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +210,8 @@ class TrainingJob(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: JobState
     state_reason: str
@@ -221,19 +225,23 @@ class TrainingJob(_message.Message):
     attempts: int
     etag: str
     plan: TrainingPlan
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[str] = ..., adapter_id: _Optional[str] = ..., config: _Optional[_Union[TrainingConfig, _Mapping]] = ..., progress: _Optional[_Union[TrainingProgress, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., adapter_digest: _Optional[str] = ..., attempts: _Optional[int] = ..., etag: _Optional[str] = ..., plan: _Optional[_Union[TrainingPlan, _Mapping]] = ...) -> None: ...
+    schedule: _training_queue_pb2.JobSchedule
+    wait: _training_queue_pb2.JobWait
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[str] = ..., adapter_id: _Optional[str] = ..., config: _Optional[_Union[TrainingConfig, _Mapping]] = ..., progress: _Optional[_Union[TrainingProgress, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., adapter_digest: _Optional[str] = ..., attempts: _Optional[int] = ..., etag: _Optional[str] = ..., plan: _Optional[_Union[TrainingPlan, _Mapping]] = ..., schedule: _Optional[_Union[_training_queue_pb2.JobSchedule, _Mapping]] = ..., wait: _Optional[_Union[_training_queue_pb2.JobWait, _Mapping]] = ...) -> None: ...
 
 class CreateTrainingJobRequest(_message.Message):
-    __slots__ = ("parent", "adapter_id", "config", "request_id")
+    __slots__ = ("parent", "adapter_id", "config", "request_id", "schedule")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     parent: str
     adapter_id: str
     config: TrainingConfig
     request_id: str
-    def __init__(self, parent: _Optional[str] = ..., adapter_id: _Optional[str] = ..., config: _Optional[_Union[TrainingConfig, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    schedule: _training_queue_pb2.JobSchedule
+    def __init__(self, parent: _Optional[str] = ..., adapter_id: _Optional[str] = ..., config: _Optional[_Union[TrainingConfig, _Mapping]] = ..., request_id: _Optional[str] = ..., schedule: _Optional[_Union[_training_queue_pb2.JobSchedule, _Mapping]] = ...) -> None: ...
 
 class CreateTrainingJobResponse(_message.Message):
     __slots__ = ("job",)
@@ -292,6 +300,44 @@ class CancelTrainingJobRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class CancelTrainingJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: TrainingJob
+    def __init__(self, job: _Optional[_Union[TrainingJob, _Mapping]] = ...) -> None: ...
+
+class UpdateTrainingJobRequest(_message.Message):
+    __slots__ = ("job", "update_mask")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_MASK_FIELD_NUMBER: _ClassVar[int]
+    job: TrainingJob
+    update_mask: _field_mask_pb2.FieldMask
+    def __init__(self, job: _Optional[_Union[TrainingJob, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ...) -> None: ...
+
+class UpdateTrainingJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: TrainingJob
+    def __init__(self, job: _Optional[_Union[TrainingJob, _Mapping]] = ...) -> None: ...
+
+class PauseTrainingJobRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class PauseTrainingJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: TrainingJob
+    def __init__(self, job: _Optional[_Union[TrainingJob, _Mapping]] = ...) -> None: ...
+
+class ResumeTrainingJobRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ResumeTrainingJobResponse(_message.Message):
     __slots__ = ("job",)
     JOB_FIELD_NUMBER: _ClassVar[int]
     job: TrainingJob

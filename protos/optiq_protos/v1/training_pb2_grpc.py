@@ -59,6 +59,21 @@ class TrainingServiceStub:
                 request_serializer=optiq__protos_dot_v1_dot_training__pb2.CancelTrainingJobRequest.SerializeToString,
                 response_deserializer=optiq__protos_dot_v1_dot_training__pb2.CancelTrainingJobResponse.FromString,
                 _registered_method=True)
+        self.UpdateTrainingJob = channel.unary_unary(
+                '/optiq.v1.TrainingService/UpdateTrainingJob',
+                request_serializer=optiq__protos_dot_v1_dot_training__pb2.UpdateTrainingJobRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_v1_dot_training__pb2.UpdateTrainingJobResponse.FromString,
+                _registered_method=True)
+        self.PauseTrainingJob = channel.unary_unary(
+                '/optiq.v1.TrainingService/PauseTrainingJob',
+                request_serializer=optiq__protos_dot_v1_dot_training__pb2.PauseTrainingJobRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_v1_dot_training__pb2.PauseTrainingJobResponse.FromString,
+                _registered_method=True)
+        self.ResumeTrainingJob = channel.unary_unary(
+                '/optiq.v1.TrainingService/ResumeTrainingJob',
+                request_serializer=optiq__protos_dot_v1_dot_training__pb2.ResumeTrainingJobRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_v1_dot_training__pb2.ResumeTrainingJobResponse.FromString,
+                _registered_method=True)
         self.DeleteTrainingJob = channel.unary_unary(
                 '/optiq.v1.TrainingService/DeleteTrainingJob',
                 request_serializer=optiq__protos_dot_v1_dot_training__pb2.DeleteTrainingJobRequest.SerializeToString,
@@ -108,6 +123,27 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateTrainingJob(self, request, context):
+        """Changes `schedule`; a job that runs is not stopped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseTrainingJob(self, request, context):
+        """Holds a job; one that runs saves a checkpoint at its next step, ends its process and gives its memory back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeTrainingJob(self, request, context):
+        """Lets a held job go on from its checkpoint.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteTrainingJob(self, request, context):
         """Removes a job that has ended, with its checkpoints. Its adapter stays.
         """
@@ -149,6 +185,21 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.CancelTrainingJob,
                     request_deserializer=optiq__protos_dot_v1_dot_training__pb2.CancelTrainingJobRequest.FromString,
                     response_serializer=optiq__protos_dot_v1_dot_training__pb2.CancelTrainingJobResponse.SerializeToString,
+            ),
+            'UpdateTrainingJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTrainingJob,
+                    request_deserializer=optiq__protos_dot_v1_dot_training__pb2.UpdateTrainingJobRequest.FromString,
+                    response_serializer=optiq__protos_dot_v1_dot_training__pb2.UpdateTrainingJobResponse.SerializeToString,
+            ),
+            'PauseTrainingJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseTrainingJob,
+                    request_deserializer=optiq__protos_dot_v1_dot_training__pb2.PauseTrainingJobRequest.FromString,
+                    response_serializer=optiq__protos_dot_v1_dot_training__pb2.PauseTrainingJobResponse.SerializeToString,
+            ),
+            'ResumeTrainingJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeTrainingJob,
+                    request_deserializer=optiq__protos_dot_v1_dot_training__pb2.ResumeTrainingJobRequest.FromString,
+                    response_serializer=optiq__protos_dot_v1_dot_training__pb2.ResumeTrainingJobResponse.SerializeToString,
             ),
             'DeleteTrainingJob': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteTrainingJob,
@@ -296,6 +347,87 @@ class TrainingService:
             '/optiq.v1.TrainingService/CancelTrainingJob',
             optiq__protos_dot_v1_dot_training__pb2.CancelTrainingJobRequest.SerializeToString,
             optiq__protos_dot_v1_dot_training__pb2.CancelTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTrainingJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optiq.v1.TrainingService/UpdateTrainingJob',
+            optiq__protos_dot_v1_dot_training__pb2.UpdateTrainingJobRequest.SerializeToString,
+            optiq__protos_dot_v1_dot_training__pb2.UpdateTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseTrainingJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optiq.v1.TrainingService/PauseTrainingJob',
+            optiq__protos_dot_v1_dot_training__pb2.PauseTrainingJobRequest.SerializeToString,
+            optiq__protos_dot_v1_dot_training__pb2.PauseTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeTrainingJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optiq.v1.TrainingService/ResumeTrainingJob',
+            optiq__protos_dot_v1_dot_training__pb2.ResumeTrainingJobRequest.SerializeToString,
+            optiq__protos_dot_v1_dot_training__pb2.ResumeTrainingJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

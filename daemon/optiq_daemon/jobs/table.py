@@ -2,48 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import msgspec
 
-from optiq_core.planner.plan import Verdict
-from optiq_core.train.config import TrainConfig
 from optiq_core.train.events import Progress
+from optiq_daemon.jobs.records import JobRecord
 from optiq_daemon.names import JobKey
 from optiq_daemon.states import JobState
 from optiq_daemon.store import Store
-
-
-class JobRecord(msgspec.Struct, kw_only=True):
-    """One job. Times are in seconds since the epoch, 0 until they come.
-
-    `config` never changes after creation. `checkpoint_step` is the newest step that training can go on from, and
-    `stalled` counts the trainer processes that died in a row without a newer one.
-    """
-
-    id: str
-    tenant: str
-    adapter_id: str
-    request_id: str
-    config: TrainConfig
-    state: JobState = JobState.QUEUED
-    state_reason: str = ""
-    progress: Progress | None = None
-    create_time: float = msgspec.field(default_factory=time.time)
-    start_time: float = 0.0
-    end_time: float = 0.0
-    adapter_digest: str = ""
-    attempts: int = 0
-    stalled: int = 0
-    checkpoint_step: int = 0
-    cancel_requested: bool = False
-    plan: Verdict | None = None
-    version: int = 0
-
-    @property
-    def key(self) -> JobKey:
-        """Its name's parts."""
-        return JobKey(self.tenant, self.id)
 
 
 class JobTable:

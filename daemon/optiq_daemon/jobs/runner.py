@@ -1,0 +1,173 @@
+"""One life of a job in a trainer process, and what becomes of the job afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Literal
+
+from optiq_core.planner.calibration import CalibrationStore, Observation
+from optiq_core.train.events import CheckpointSaved, Event, Progress, Started, Warned
+from optiq_daemon.errors import log_unexpected
+from optiq_daemon.jobs.admission import JobAdmission
+from optiq_daemon.jobs.book import JobBook
+from optiq_daemon.jobs.records import JobRecord
+from optiq_daemon.jobs.recovery import AGAIN, died
+from optiq_daemon.states import JobState
+from optiq_daemon.trainer import Outcome, Trainer
+from optiq_daemon.usage import UsageTable
+
+# Between two writes of the time that a running job has taken.
+CHARGE_S = 1.0
+
+Stop = Literal["", "pause", "yield", "drain"]
+Publish = Callable[[JobRecord, Path], Awaitable[None]]
+
+
+class JobRun:
+    """A job that runs.
+
+    Args:
+        folder: of the job.
+        silence_s: seconds without a sign of life after which the trainer is killed.
+        attempts: trainer processes that may die in a row without a new checkpoint.
+        publish: takes the adapter of a job that succeeded, and ends the job.
+    """
+
+    def __init__(
+        self,
+        record: JobRecord,
+        folder: Path,
+        *,
+        book: JobBook,
+        admission: JobAdmission,
+        usage: UsageTable,
+        publish: Publish,
+        silence_s: float,
+        attempts: int,
+    ) -> None:
+        self.record = record
+        self.trainer: Trainer | None = Trainer(folder, silence_s=silence_s, on_event=self._heard)
+        self._book = book
+        self._admission = admission
+        self._usage = usage
+        self._publish = publish
+        self._attempts = attempts
+        self._began = self._charged = time.monotonic()
+        self._stop: Stop = ""
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
+
+    @property
+    def pid(self) -> int | None:
+        """Of the trainer, if there is one."""
+        child = self.trainer.child if self.trainer is not None else None
+        return child.pid if child is not None else None
+
+    async def run(self) -> None:
+        """Run the trainer to its end and say what becomes of the job."""
+        record = self.record
+        try:
+            await self._run()
+        except asyncio.CancelledError:
+            if not record.state.ended:
+                self._book.set(record, JobState.QUEUED, AGAIN)
+            raise
+        except Exception as error:
+            error_id = log_unexpected(record.key.name, error)
+            self._book.set(record, JobState.FAILED, f"an unexpected error, logged by the daemon as {error_id}")
+
+    async def _run(self) -> None:
+        record, trainer = self.record, self.trainer
+        assert trainer is not None
+        await self._admission.write_job(record)
+        record.attempts += 1
+        record.start_time = record.start_time or time.time()
+        self._book.set(record, JobState.RUNNING)
+        try:
+            outcome = await trainer.run()
+        finally:
+            self.trainer = None
+            self.charge()
+        await asyncio.to_thread(self._learn)
+        await self._ended(outcome)
+
+    async def stop(self, why: Stop) -> None:
+        """Have the trainer save a checkpoint and end; the job goes on later."""
+        if self.trainer is not None and not self._stop:
+            self._stop = why
+            await self.trainer.stop()
+        elif why == "pause" and self._stop:
+            self._stop = why
+
+    def keep(self) -> None:
+        """It was to be paused, and is to go on: it is queued as soon as it has stopped."""
+        if self._stop == "pause":
+            self._stop = "yield"
+
+    async def cancel(self) -> None:
+        """Have the trainer end at its next step."""
+        if self.trainer is not None:
+            self._book.set(self.record, self.record.state, "cancelling")
+            await self.trainer.cancel()
+
+    def charge(self) -> None:
+        """Count the training time since the last call."""
+        now = time.monotonic()
+        record, seconds = self.record, now - self._charged
+        if self.trainer is not None and seconds < CHARGE_S:
+            return
+        self._charged = now
+        self._book.turns.charge(record.tenant, seconds)
+        self._usage.add(record.tenant, record.tenant, record.adapter_id, training_seconds=seconds)
+
+    async def _ended(self, outcome: Outcome) -> None:
+        record, book = self.record, self._book
+        if outcome.kind == "succeeded":
+            await self._publish(record, Path(outcome.detail))
+        elif outcome.kind == "failed":
+            book.set(record, JobState.FAILED, outcome.detail)
+        elif outcome.kind == "cancelled" or record.cancel_requested:
+            book.set(record, JobState.CANCELLED, "cancelled as asked")
+        elif self._stop == "drain":
+            book.set(record, JobState.QUEUED, AGAIN)
+        elif outcome.kind == "died":
+            died(book, record, outcome.detail, self._attempts)
+        elif self._stop == "pause":
+            book.set(record, JobState.PAUSED, f"paused as asked; goes on from step {record.checkpoint_step}")
+        else:
+            book.set(record, JobState.QUEUED, f"goes on from step {record.checkpoint_step}")
+
+    def _learn(self) -> None:
+        """Teach the calibration a peak above the plan; one below may only mean that the longest batch did not come."""
+        record = self.record
+        if record.plan is None or record.progress is None:
+            return
+        seen = Observation(record.plan.step.peak_bytes, record.progress.peak_memory_bytes)
+        if seen.measured > seen.predicted:
+            CalibrationStore(self._admission.calibration).add(record.plan.ceiling.device, seen)
+
+    def _heard(self, event: Event) -> None:
+        record, book = self.record, self._book
+        if isinstance(event, Progress):
+            book.report(record, event)
+        elif isinstance(event, Started):
+            book.rewind(record, event.step)
+            self._note_checkpoint(event.step)
+            fields = {"step": str(event.step), "trainable_parameters": str(event.trainable_parameters)}
+            book.events.append("job.started", record.key.name, f"from step {event.step}", fields)
+        elif isinstance(event, CheckpointSaved):
+            self._note_checkpoint(event.step)
+        elif isinstance(event, Warned):
+            book.events.append("job.warning", record.key.name, event.message)
+        book.changed.notify()
+
+    def _note_checkpoint(self, step: int) -> None:
+        if step > self.record.checkpoint_step:
+            self.record.checkpoint_step, self.record.stalled = step, 0
+            self._book.save(self.record)

@@ -1,0 +1,41 @@
+"""When a training job runs, and what it waits for: frozen dataclasses, no protobuf in sight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from optiq_client.states import WaitReason
+
+
+@dataclass(frozen=True, slots=True)
+class JobSchedule:
+    """When a job may run.
+
+    ``priority`` (-100 to 100, higher first) is among the tenant's own jobs; ``after`` are jobs, by id or full name,
+    that must have succeeded; ``not_before`` is a timezone-aware time, None for as soon as possible.
+    """
+
+    priority: int = 0
+    after: tuple[str, ...] = ()
+    not_before: datetime | None = None
+
+
+AT_ONCE = JobSchedule()
+
+
+@dataclass(frozen=True, slots=True)
+class JobWait:
+    """What a WAITING job waits for; fields that do not belong to the reason are 0, empty or None.
+
+    ``ahead`` counts the jobs that come first, running ones included; resources are buffers that live at once.
+    """
+
+    reason: WaitReason
+    needed_bytes: int
+    free_bytes: int
+    needed_resources: int
+    free_resources: int
+    ahead: int
+    jobs: tuple[str, ...]
+    until: datetime | None
