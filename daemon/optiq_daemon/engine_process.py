@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import sys
 import threading
@@ -25,6 +26,15 @@ from optiq_core.base.load_in import LOAD_IN
 from optiq_core.errors import OptiqError
 from optiq_daemon import errors
 from optiq_daemon.interceptor import MAX_REQUEST_BYTES, ErrorInterceptor
+from optiq_daemon.tool_calls import (
+    ToolCallReader,
+    check_template,
+    constraint_of,
+    extra_stops,
+    template_message,
+    template_tools,
+    with_calls,
+)
 from optiq_protos.internal.v1 import engine_pb2 as pb
 from optiq_protos.internal.v1 import engine_pb2_grpc
 from optiq_protos.v1 import generation_pb2
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from optiq_core.base import LoadedBase
+    from optiq_core.engine.constraint import ConstraintCompiler
     from optiq_core.engine.engine import Engine
     from optiq_core.engine.types import Event, Finished, TokenLogprob
     from optiq_core.kv.factory import CachePlan
@@ -61,6 +72,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
     def __init__(self, settings: argparse.Namespace) -> None:
         self._settings = settings
         self._caches: CachePlan
+        self._constraints: ConstraintCompiler | None = None
         self._loaded: asyncio.Future[tuple[LoadedBase, Engine]] = asyncio.get_running_loop().create_future()
         # One thread reads adapters: MLX streams belong to threads, and reading in turn keeps decoding undisturbed.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -77,6 +89,13 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             self._loaded.set_exception(errors.RefusedError(str(error), reason="BASE_NOT_LOADABLE"))
             raise
         self._loaded.set_result(loaded)
+
+    def _compiler(self, base: LoadedBase) -> ConstraintCompiler:
+        if self._constraints is None:
+            from optiq_core.engine.constraint import ConstraintCompiler
+
+            self._constraints = ConstraintCompiler(base.tokenizer)
+        return self._constraints
 
     def _load(self) -> tuple[LoadedBase, Engine]:
         from optiq_core.base import load_base, resolve_base, setup_device
@@ -191,6 +210,12 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
 
         base, engine = await self._ready()
         wanted = _engine_request(request, base)
+        if request.json_schema or request.tool_choice == generation_pb2.TOOL_CHOICE_REQUIRED:
+            # Schemas take milliseconds, but the first one of a base takes a second.
+            constraint = await asyncio.to_thread(constraint_of, request, base.tokenizer, self._compiler(base))
+            wanted = dataclasses.replace(wanted, constraint=constraint)
+        calls = request.tools and request.tool_choice != generation_pb2.TOOL_CHOICE_NONE
+        reader = ToolCallReader(base.tokenizer, request.tools) if calls else None
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -203,7 +228,9 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
                 event = await events.get()
                 if isinstance(event, Failed):
                     raise errors.UnavailableError(event.message, reason="ENGINE_STEP_FAILED")
-                yield _response(event, base)
+                response = _response(event, base)
+                for made in with_calls(response, reader) if reader is not None else [response]:
+                    yield made
                 if isinstance(event, Finished):
                     return
         except NotLoadedError as error:
@@ -275,7 +302,7 @@ def _engine_request(request: pb.GenerateRequest, base: LoadedBase) -> Any:
         factor=request.adapter_scale,
         namespace=request.cache_namespace,
         max_tokens=min(request.max_tokens, room),
-        stop=tuple(request.stop),
+        stop=(*request.stop, *extra_stops(request, base.tokenizer)),
         top_logprobs=request.top_logprobs if request.HasField("top_logprobs") else None,
         sampling=Sampling(
             temperature=sampling.temperature,
@@ -293,11 +320,13 @@ def _tokens(request: pb.GenerateRequest, base: LoadedBase) -> list[int]:
         return list(request.token_ids.ids)
     if kind == "raw_text":
         return list(base.tokenizer.encode(request.raw_text))
-    messages = [{"role": m.role, "content": m.content} for m in request.messages.messages]
+    messages = [template_message(message) for message in request.messages.messages]
     if not base.tokenizer.has_chat_template:
         raise errors.InvalidRequestError.of("input", "the base has no chat template; send raw_text or token_ids")
+    check_template(request, base.tokenizer)
+    tools = template_tools(request.tools) or None
     try:
-        return list(base.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+        return list(base.tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True))
     except Exception as error:  # templates raise their own errors, for example on an order of roles
         raise errors.InvalidRequestError.of("messages", f"the chat template refused them: {error}") from None
 

@@ -212,6 +212,11 @@ class Generations:
             max_tokens=request.max_tokens or self._default_max_tokens,
             stop=request.stop,
             top_logprobs=request.top_logprobs if request.HasField("top_logprobs") else None,
+            json_schema=request.json_schema,
+            tools=request.tools,
+            tool_choice=request.tool_choice,
+            tool_name=request.tool_name,
+            one_tool_call=request.one_tool_call,
         )
         kind = request.WhichOneof("input")
         if kind == "prompt":

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from optiq_daemon.errors import InvalidRequestError
 from optiq_daemon.names import ID_RULE, is_id, parse_adapter, parse_adapter_ref, parse_parent
+from optiq_daemon.tool_checks import form_violations
 from optiq_protos.v1 import generation_pb2
 
 MAX_STOP_STRINGS = 16
@@ -66,6 +67,7 @@ def check_request(request: generation_pb2.GenerateRequest) -> CheckedRequest:
     if len(request.request_id) > MAX_REQUEST_ID or not request.request_id.isprintable():
         wrong.append(("request_id", f"must be at most {MAX_REQUEST_ID} printable characters"))
     wrong += _route_violations(request)
+    wrong += form_violations(request)
     if wrong:
         raise InvalidRequestError(wrong)
     return CheckedRequest(tenant, adapters)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optiq_client.aio import AsyncClient, AsyncGeneration, AsyncStream
+    from optiq_client.chat import Message, Tool, ToolCall
     from optiq_client.client import Client, Generation, Stream
     from optiq_client.credentials import CredentialsError, Tls
     from optiq_client.errors import (
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
         Job,
         JobUpdate,
         LiveRequest,
-        Message,
         Progress,
         QuarantineReason,
         Queued,
@@ -92,6 +92,7 @@ _HOME = {
         "WaitReason",
     ),
     "aio": ("AsyncClient", "AsyncGeneration", "AsyncStream"),
+    "chat": ("Message", "Tool", "ToolCall"),
     "client": ("Client", "Generation", "Stream"),
     "credentials": ("CredentialsError", "Tls"),
     "jobs": ("JobSchedule", "JobWait"),
@@ -178,6 +179,8 @@ __all__ = [
     "Timings",
     "Tls",
     "TokenLogprob",
+    "Tool",
+    "ToolCall",
     "TrainingAdvice",
     "TrainingConfig",
     "TrainingPlan",

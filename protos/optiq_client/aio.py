@@ -23,6 +23,7 @@ from optiq_client import calls, states
 from optiq_client import types as t
 from optiq_client.aio_resources import AsyncAdapters, AsyncEvents, AsyncRuntime
 from optiq_client.channel import DEFAULT_TIMEOUT
+from optiq_client.chat import Tool
 from optiq_client.credentials import Credentials, Tls
 from optiq_client.errors import OptiqClientError
 from optiq_client.generation import GenerationState
@@ -186,6 +187,10 @@ class AsyncClient:
         top_logprobs: int | None = None,
         route: str = "",
         sticky_key: str = "",
+        json_schema: str | Mapping[str, Any] = "",
+        tools: Sequence[Tool] = (),
+        tool_choice: str = "",
+        one_tool_call: bool = False,
         timeout: float | None = None,
     ) -> AsyncGeneration:
         """Start a generation; iterate over the result for its text. Arguments as in ``Client.generate``."""
@@ -207,6 +212,10 @@ class AsyncClient:
             top_logprobs=top_logprobs,
             route=route,
             sticky_key=sticky_key,
+            json_schema=json_schema,
+            tools=tools,
+            tool_choice=tool_choice,
+            one_tool_call=one_tool_call,
         )
         return AsyncGeneration(self.stream(call, timeout))
 

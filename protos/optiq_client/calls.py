@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,13 @@ from google.protobuf import field_mask_pb2
 from google.protobuf.message import Message as Proto
 from grpc_health.v1 import health_pb2
 
-from optiq_client import convert, states, transfer
+from optiq_client import chat, convert, states, transfer
 from optiq_client import types as t
 from optiq_protos.v1 import adapter_pb2, event_pb2, generation_pb2, runtime_pb2
 
 T = TypeVar("T")
 
-Prompt = str | Sequence[t.Message | Mapping[str, str]] | Sequence[int]
+Prompt = str | Sequence[chat.Message | Mapping[str, str]] | Sequence[int]
 """One user turn, a conversation, or token ids."""
 
 PAGE_SIZE = 500
@@ -88,6 +89,10 @@ def generate(
     top_logprobs: int | None = None,
     route: str = "",
     sticky_key: str = "",
+    json_schema: str | Mapping[str, Any] = "",
+    tools: Sequence[chat.Tool] = (),
+    tool_choice: str = "",
+    one_tool_call: bool = False,
 ) -> Call[t.GenerationEvent | None]:
     """GenerationService.Generate."""
     # Another tenant's keeps its full name: it may be shared. The request is still this tenant's.
@@ -110,7 +115,15 @@ def generate(
         top_logprobs=top_logprobs,
         route=route,
         sticky_key=sticky_key,
+        json_schema=json_schema if isinstance(json_schema, str) else json.dumps(dict(json_schema)),
+        tools=[chat.tool_proto(tool) for tool in tools],
+        one_tool_call=one_tool_call,
     )
+    if tool_choice == "none":
+        request.tool_choice = generation_pb2.TOOL_CHOICE_NONE
+    elif tool_choice not in ("", "auto"):
+        request.tool_choice = generation_pb2.TOOL_CHOICE_REQUIRED
+        request.tool_name = "" if tool_choice == "required" else tool_choice
     if isinstance(prompt, str):
         if raw:
             request.raw_text = prompt
@@ -129,8 +142,8 @@ def generate(
 
 
 def _message(item: object) -> generation_pb2.ChatMessage:
-    if isinstance(item, t.Message):
-        return generation_pb2.ChatMessage(role=item.role, content=item.content)
+    if isinstance(item, chat.Message):
+        return chat.message_proto(item)
     if isinstance(item, Mapping) and {"role", "content"} <= set(item):
         return generation_pb2.ChatMessage(role=item["role"], content=item["content"])
     raise TypeError(

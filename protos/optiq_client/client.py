@@ -22,6 +22,7 @@ import grpc
 from optiq_client import calls, states
 from optiq_client import types as t
 from optiq_client.channel import DEFAULT_TIMEOUT
+from optiq_client.chat import Tool
 from optiq_client.credentials import Credentials, Tls
 from optiq_client.errors import OptiqClientError
 from optiq_client.generation import GenerationState
@@ -169,6 +170,10 @@ class Client:
         top_logprobs: int | None = None,
         route: str = "",
         sticky_key: str = "",
+        json_schema: str | Mapping[str, Any] = "",
+        tools: Sequence[Tool] = (),
+        tool_choice: str = "",
+        one_tool_call: bool = False,
         timeout: float | None = None,
     ) -> Generation:
         """Start a generation; iterate over the result for its text.
@@ -187,6 +192,10 @@ class Client:
             top_logprobs: tell every token's log-probability, and so many of the most likely ones', at most 20.
             route: a route, in place of ``adapter``; an adapter's id also goes through the route of that id.
             sticky_key: requests with the same key go to the same target of a sticky route.
+            json_schema: the answer keeps to it, as long as ``max_tokens`` lets it end.
+            tools: what the model may call, where the base's chat template knows tools.
+            tool_choice: ``auto``, ``none``, ``required``, or the name of the tool that must be called.
+            one_tool_call: the turn ends after the first call.
             timeout: seconds for the whole generation; no limit if None.
         """
         call = calls.generate(
@@ -207,6 +216,10 @@ class Client:
             top_logprobs=top_logprobs,
             route=route,
             sticky_key=sticky_key,
+            json_schema=json_schema,
+            tools=tools,
+            tool_choice=tool_choice,
+            one_tool_call=one_tool_call,
         )
         return Generation(self.stream(call, timeout))
 

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from optiq_client import states
 from optiq_client import types as t
+from optiq_client.chat import tool_call
 from optiq_protos.v1 import adapter_pb2, event_pb2, generation_pb2, runtime_pb2
 
 E = TypeVar("E", bound=StrEnum)
@@ -40,7 +41,8 @@ def generation_event(response: generation_pb2.GenerateResponse) -> t.GenerationE
     kind = response.WhichOneof("event")
     if kind == "chunk":
         told = tuple(_logprob(one) for one in response.chunk.logprobs)
-        return t.Chunk(response.chunk.text, tuple(response.chunk.token_ids), told)
+        calls = tuple(tool_call(call) for call in response.chunk.tool_calls)
+        return t.Chunk(response.chunk.text, tuple(response.chunk.token_ids), told, calls)
     if kind == "queued":
         return t.Queued(response.queued.position)
     if kind == "started":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from optiq_client.chat import ToolCall
 from optiq_client.types import Chunk, Finished, GenerationEvent, Queued, Started
 
 
@@ -13,7 +14,8 @@ class GenerationState:
         started: adapter, digest and prompt tokens; None until the request runs.
         finished: reason, usage, timings and batch; None until the end.
         text: everything generated so far.
-        token_ids: the tokens of ``text``.
+        token_ids: everything that was drawn.
+        tool_calls: what the model asked for.
     """
 
     def __init__(self) -> None:
@@ -21,6 +23,7 @@ class GenerationState:
         self.started: Started | None = None
         self.finished: Finished | None = None
         self.token_ids: list[int] = []
+        self.tool_calls: list[ToolCall] = []
         self._pieces: list[str] = []
 
     @property
@@ -33,6 +36,7 @@ class GenerationState:
         if isinstance(event, Chunk):
             self._pieces.append(event.text)
             self.token_ids.extend(event.token_ids)
+            self.tool_calls.extend(event.tool_calls)
         elif isinstance(event, Queued):
             self.queue_position = event.position
         elif isinstance(event, Started):

@@ -66,6 +66,7 @@ class FinishReason(StrEnum):
     STOP = "STOP"
     STOP_STRING = "STOP_STRING"
     LENGTH = "LENGTH"
+    TOOL_CALLS = "TOOL_CALLS"
 
 
 class RankScaling(StrEnum):

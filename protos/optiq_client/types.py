@@ -10,16 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from optiq_client.chat import ToolCall
 from optiq_client.jobs import AT_ONCE, JobSchedule, JobWait
 from optiq_client.states import AdapterState, ChangeType, EngineState, FinishReason, JobState, RankScaling
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation; ``role`` is system, user, assistant or tool."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +60,12 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Text that these tokens completed, and their log-probabilities where they were asked for."""
+    """What these tokens completed: text, calls of tools; their log-probabilities where they were asked for."""
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import optiq_core
 from optiq_client import AdapterState, Client
-from tests.integration.conftest import Daemon, eventually
+from tests.integration.conftest import Daemon, eventually, free_port
 
 BASE = "optiq/embedded"
 PIRATE = Path(optiq_core.__file__).parent / "experiments" / "ready" / "pirate"
@@ -38,12 +37,6 @@ def gateway() -> Iterator[Daemon]:
         assert daemon.stop() == 0, daemon.output()
     finally:
         daemon.remove()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -203,7 +196,8 @@ def test_stop_strings_and_limits(gpt: openai.OpenAI) -> None:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"extra_body": {"adapters": {"pirate": "much"}}}, "adapters[...]"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"functions": [{"name": "f"}]}, "functions"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"extra_body": {"temprature": 1}}, "temprature"),
         ({"extra_body": {"adapter_scale": 1e9}}, "adapter_scale"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     '  optiq generate --adapter roman "What is 12 in Roman numerals?"\n'
     "  git diff | optiq generate --adapter reviewer --max-tokens 200 -\n"
     '  optiq generate --adapter roman --temperature 0.7 --seed 1 --json "What is 12?"\n'
-    '  optiq generate --adapter polite=0.7 --adapter pirate=0.3 "Where is the harbour?"'
+    '  optiq generate --adapter polite=0.7 --adapter pirate=0.3 "Where is the harbour?"\n'
+    '  optiq generate --json-schema ./city.schema.json "Name a city in France."'
 )
 @click.argument("prompt", required=False)
 @click.option(
@@ -43,6 +44,11 @@ if TYPE_CHECKING:
 @click.option("--min-p", type=float, help="Smallest probability relative to the most likely token.")
 @click.option("--seed", type=int, help="Same seed, prompt and adapter: same text.")
 @click.option("--stop", multiple=True, help="End before this text; may be given more than once.")
+@click.option(
+    "--json-schema",
+    type=click.File(encoding="utf-8"),
+    help="The answer keeps to the JSON schema in this file; - is stdin.",
+)
 @click.option("--timeout", type=float, help="Seconds for the whole generation.")
 @click.option("--verbose", "-v", is_flag=True, help="Say on stderr what served it, and how fast.")
 @connection_options
@@ -63,6 +69,7 @@ def generate(
     min_p: float | None,
     seed: int | None,
     stop: tuple[str, ...],
+    json_schema: TextIO | None,
     timeout: float | None,
     verbose: bool,
     connection: Connection,
@@ -97,6 +104,7 @@ def generate(
             stop=stop,
             route=route,
             sticky_key=sticky_key,
+            json_schema=json_schema.read() if json_schema is not None else "",
             timeout=timeout,
         ) as generation,
     ):

@@ -19,6 +19,7 @@ class Choice:
 
     text: list[str] = field(default_factory=list)
     logprobs: list[pb.TokenLogprob] = field(default_factory=list)
+    calls: list[pb.ToolCall] = field(default_factory=list)
     started: pb.Started | None = None
     finished: pb.Finished | None = None
 
@@ -28,6 +29,7 @@ class Choice:
         if kind == "chunk":
             self.text.append(response.chunk.text)
             self.logprobs.extend(response.chunk.logprobs)
+            self.calls.extend(response.chunk.tool_calls)
         elif kind == "started":
             self.started = response.started
         elif kind == "finished":

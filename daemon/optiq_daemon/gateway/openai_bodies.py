@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from optiq_daemon.errors import InvalidRequestError
 from optiq_daemon.gateway.bodies import MAX_CHOICES, Count, TopK, refuse
 from optiq_daemon.gateway.names import adapter_of
+from optiq_daemon.gateway.openai_tools import CalledTool, ChosenTool, ResponseFormat, ToolSpec, add_tools, schema_of
 from optiq_daemon.request_checks import MAX_TOP_LOGPROBS
 from optiq_protos.v1 import generation_pb2 as pb
 
 _OFF: tuple[Any, ...] = (False, 0, "", [], {})
 _NO_PENALTIES = "repetition penalties are not supported"
+_OLD_CALLS = "is the old form of tools, which are supported"
 _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "frequency_penalty": (_OFF, _NO_PENALTIES),
     "presence_penalty": (_OFF, _NO_PENALTIES),
@@ -21,11 +23,8 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 _CHAT_UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     **_UNSUPPORTED,
-    "tools": (_OFF, "tool calls are not supported"),
-    "tool_choice": (("none", "auto"), "tool calls are not supported"),
-    "functions": (_OFF, "tool calls are not supported"),
-    "function_call": (("none", "auto"), "tool calls are not supported"),
-    "response_format": (({"type": "text"},), 'only {"type": "text"} is supported'),
+    "functions": (_OFF, _OLD_CALLS),
+    "function_call": (("none", "auto"), _OLD_CALLS),
     "modalities": ((["text"],), "only text is supported"),
     "audio": (_OFF, "only text is supported"),
     "prediction": (_OFF, "is not supported"),
@@ -89,7 +88,8 @@ class ChatMessage(msgspec.Struct):
 
     role: str
     content: str | list[TextPart] | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[CalledTool] | None = None
+    tool_call_id: str | None = None
     function_call: Any = None
 
 
@@ -100,11 +100,12 @@ class ChatBody(Sampled, kw_only=True, forbid_unknown_fields=True):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    tools: list[ToolSpec] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
     function_call: Any = None
-    response_format: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
     prediction: dict[str, Any] | None = None
@@ -113,7 +114,6 @@ class ChatBody(Sampled, kw_only=True, forbid_unknown_fields=True):
     metadata: Any = None
     store: Any = None
     service_tier: Any = None
-    parallel_tool_calls: Any = None
     safety_identifier: Any = None
     prompt_cache_retention: Any = None
     reasoning_effort: Any = None
@@ -145,6 +145,8 @@ def chat_requests(body: ChatBody, *, tenant: str, base: str) -> list[pb.Generate
         request.top_logprobs = body.top_logprobs or 0
     elif body.top_logprobs:
         raise InvalidRequestError.of("top_logprobs", "needs logprobs to be true")
+    request.json_schema = schema_of(body.response_format)
+    add_tools(request, body.tools or [], body.tool_choice, parallel=body.parallel_tool_calls is not False)
     request.messages.SetInParent()
     for index, message in enumerate(body.messages):
         request.messages.messages.append(_message(message, f"messages[{index}]"))
@@ -210,10 +212,15 @@ def _choices(request: pb.GenerateRequest, body: Sampled) -> list[pb.GenerateRequ
 
 
 def _message(message: ChatMessage, where: str) -> pb.ChatMessage:
-    if message.tool_calls or message.function_call:
-        raise InvalidRequestError.of(f"{where}.tool_calls", "tool calls are not supported")
+    if message.function_call:
+        raise InvalidRequestError.of(f"{where}.function_call", _OLD_CALLS)
     role = "system" if message.role == "developer" else message.role
-    return pb.ChatMessage(role=role, content=_text(message.content, f"{where}.content"))
+    # An assistant that only called tools said nothing.
+    text = "" if message.content is None and message.tool_calls else _text(message.content, f"{where}.content")
+    made = pb.ChatMessage(role=role, content=text, tool_call_id=message.tool_call_id or "")
+    for call in message.tool_calls or []:
+        made.tool_calls.add(id=call.id, name=call.function.name, arguments_json=call.function.arguments)
+    return made
 
 
 def _text(content: str | list[TextPart] | None, where: str) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 
 from optiq_daemon.gateway.answers import data
 from optiq_daemon.gateway.choices import Choice, Update
+from optiq_daemon.gateway.openai_tools import called
 from optiq_daemon.gateway.problems import Problem
 from optiq_protos.v1 import generation_pb2 as pb
 
 _DONE = b"data: [DONE]\n\n"
+_REASONS = {pb.FINISH_REASON_LENGTH: "length", pb.FINISH_REASON_TOOL_CALLS: "tool_calls"}
 
 
 class OpenAIShape:
@@ -34,6 +36,7 @@ class OpenAIShape:
         self._usage = usage
         self._choices = [Choice() for _ in range(count)]
         self._offsets = [0] * count
+        self._called = [0] * count
 
     def problem(self, problem: Problem) -> dict[str, Any]:
         """An error's body."""
@@ -48,7 +51,7 @@ class OpenAIShape:
             "choices": [
                 {
                     "index": index,
-                    **self.said("".join(choice.text)),
+                    **self.said("".join(choice.text), choice.calls),
                     "logprobs": self.told(choice.logprobs, 0) if choice.logprobs else None,
                     "finish_reason": _reason(choice),
                 }
@@ -90,16 +93,16 @@ class OpenAIShape:
         """Log-probabilities of tokens whose text begins at `offset`."""
         raise NotImplementedError
 
-    def said(self, text: str) -> dict[str, Any]:
-        """A choice's whole text."""
+    def said(self, text: str, calls: list[pb.ToolCall]) -> dict[str, Any]:
+        """A choice's whole text, and its calls."""
         raise NotImplementedError
 
     def opened(self) -> dict[str, Any]:
         """What a choice's first chunk holds."""
         raise NotImplementedError
 
-    def added(self, text: str) -> dict[str, Any]:
-        """What a chunk of text holds."""
+    def added(self, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        """What a chunk of text holds, with the calls that it completed."""
         raise NotImplementedError
 
     def closed(self) -> dict[str, Any]:
@@ -107,11 +110,13 @@ class OpenAIShape:
         raise NotImplementedError
 
     def _added(self, index: int, chunk: pb.Chunk) -> bytes:
+        calls = called(list(chunk.tool_calls), first=self._called[index])
+        self._called[index] += len(calls)
         if not chunk.logprobs:
-            return self._chunk(index, self.added(chunk.text)) if chunk.text else b""
+            return self._chunk(index, self.added(chunk.text, calls)) if chunk.text or calls else b""
         told = self.told(chunk.logprobs, self._offsets[index])
         self._offsets[index] += sum(len(one.text) for one in chunk.logprobs)
-        return self._chunk(index, self.added(chunk.text), logprobs=told)
+        return self._chunk(index, self.added(chunk.text, calls), logprobs=told)
 
     def _chunk(
         self, index: int, content: dict[str, Any], reason: str | None = None, logprobs: dict[str, Any] | None = None
@@ -138,17 +143,21 @@ class ChatShape(OpenAIShape):
         content = [{**_token(one), "top_logprobs": [_token(top) for top in one.top]} for one in logprobs]
         return {"content": content, "refusal": None}
 
-    def said(self, text: str) -> dict[str, Any]:
+    def said(self, text: str, calls: list[pb.ToolCall]) -> dict[str, Any]:
         """A message."""
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message |= {"content": text or None, "tool_calls": called(calls)}
+        return {"message": message}
 
     def opened(self) -> dict[str, Any]:
         """The role."""
         return {"delta": {"role": "assistant", "content": ""}}
 
-    def added(self, text: str) -> dict[str, Any]:
-        """Text."""
-        return {"delta": {"content": text}}
+    def added(self, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        """Text, calls, or both."""
+        delta: dict[str, Any] = {"content": text} if text or not calls else {}
+        return {"delta": {**delta, "tool_calls": calls} if calls else delta}
 
     def closed(self) -> dict[str, Any]:
         """Nothing more."""
@@ -172,16 +181,16 @@ class TextShape(OpenAIShape):
             "text_offset": list(offsets)[:-1],
         }
 
-    def said(self, text: str) -> dict[str, Any]:
-        """Text."""
+    def said(self, text: str, calls: list[pb.ToolCall]) -> dict[str, Any]:
+        """Text; there are no tools here."""
         return {"text": text}
 
     def opened(self) -> dict[str, Any]:
         """No text yet."""
         return {"text": ""}
 
-    def added(self, text: str) -> dict[str, Any]:
-        """Text."""
+    def added(self, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        """Text; there are no tools here."""
         return {"text": text}
 
     def closed(self) -> dict[str, Any]:
@@ -216,5 +225,4 @@ def _fingerprint(choices: Iterable[Choice]) -> str | None:
 
 
 def _reason(choice: Choice) -> str:
-    finished = choice.finished
-    return "length" if finished is not None and finished.reason == pb.FINISH_REASON_LENGTH else "stop"
+    return _REASONS.get(choice.finished.reason, "stop") if choice.finished is not None else "stop"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,10 @@ _FIELDS = {
     "token_ids.ids": "prompt",
     "messages.messages": "messages",
     "sticky_key": "user",
+    "json_schema": "response_format",
+    "tool_name": "tool_choice",
 }
+_ANTHROPIC_FIELDS = {"json_schema": "output_config", "sticky_key": "metadata.user_id"}
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,9 @@ def problem_of(error: Exception, path: str) -> Problem:
     resource, retry = error_details_pb2.ResourceInfo(), error_details_pb2.RetryInfo()
     for detail in status.details:
         _ = detail.Unpack(info) or detail.Unpack(bad) or detail.Unpack(resource) or detail.Unpack(retry)
-    field = _named(bad.field_violations[0].field) if bad.field_violations else ""
-    message = "; ".join(f"{_named(v.field)}: {v.description}" for v in bad.field_violations) or status.message
+    names = _FIELDS | (_ANTHROPIC_FIELDS if path == "/v1/messages" else {})
+    field = _named(bad.field_violations[0].field, names) if bad.field_violations else ""
+    message = "; ".join(f"{_named(v.field, names)}: {v.description}" for v in bad.field_violations) or status.message
     if not field and resource.resource_type.startswith("adapter"):
         field = "model"
     return Problem(
@@ -113,8 +118,8 @@ def problem_of(error: Exception, path: str) -> Problem:
     )
 
 
-def _named(field: str) -> str:
+def _named(field: str, names: Mapping[str, str]) -> str:
     """The caller's name of a field of our protos."""
     if field.startswith("messages.messages["):
         return field.removeprefix("messages.")
-    return _FIELDS.get(field, field.removeprefix("sampling."))
+    return names.get(field, field.removeprefix("sampling."))

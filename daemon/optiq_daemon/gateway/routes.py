@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from optiq_daemon.app import App
 from optiq_daemon.errors import NotFoundError
 from optiq_daemon.gateway.answers import Answer, Json, refusal
-from optiq_daemon.gateway.anthropic import MessagesBody, MessageShape, message_request
+from optiq_daemon.gateway.anthropic_bodies import MessagesBody, message_request
+from optiq_daemon.gateway.anthropic_shape import MessageShape
 from optiq_daemon.gateway.bodies import read_body
 from optiq_daemon.gateway.callers import check_sees_all, tenant_of
 from optiq_daemon.gateway.choices import run

@@ -24,49 +24,55 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n optiq_protos/v1/generation.proto\x12\x08optiq.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"7\n\x0c\x43hatMessages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.optiq.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xb0\x01\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seed\"=\n\rAdapterWeight\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"=\n\rServedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\"\xc0\x03\n\x0fGenerateRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x1a\n\radapter_scale\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x06prompt\x18\x04 \x01(\tH\x00\x12*\n\x08messages\x18\x05 \x01(\x0b\x32\x16.optiq.v1.ChatMessagesH\x00\x12\x12\n\x08raw_text\x18\x06 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x07 \x01(\x0b\x32\x12.optiq.v1.TokenIdsH\x00\x12*\n\x08sampling\x18\x08 \x01(\x0b\x32\x18.optiq.v1.SamplingParams\x12\x12\n\nmax_tokens\x18\t \x01(\x05\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12)\n\x08\x61\x64\x61pters\x18\x0c \x03(\x0b\x32\x17.optiq.v1.AdapterWeight\x12\x19\n\x0ctop_logprobs\x18\x14 \x01(\x05H\x02\x88\x01\x01\x12\r\n\x05route\x18\x0f \x01(\t\x12\x12\n\nsticky_key\x18\x10 \x01(\tB\x07\n\x05inputB\x10\n\x0e_adapter_scaleB\x0f\n\r_top_logprobs\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\"\xc1\x01\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x05\x12\x15\n\rcached_tokens\x18\x05 \x01(\x05\x12)\n\x08\x61\x64\x61pters\x18\t \x03(\x0b\x32\x17.optiq.v1.ServedAdapter\x12\r\n\x05route\x18\x06 \x01(\t\x12\x11\n\troute_why\x18\x07 \x01(\t\"7\n\nTopLogprob\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\"\\\n\x0cTokenLogprob\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12!\n\x03top\x18\x04 \x03(\x0b\x32\x14.optiq.v1.TopLogprob\"R\n\x05\x43hunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12(\n\x08logprobs\x18\x03 \x03(\x0b\x32\x16.optiq.v1.TokenLogprob\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\"}\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x12\n\nprefill_ms\x18\x02 \x01(\x01\x12\x1e\n\x16time_to_first_token_ms\x18\x03 \x01(\x01\x12\x11\n\tdecode_ms\x18\x04 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\"C\n\nBatchStats\x12\x10\n\x08max_rows\x18\x01 \x01(\x05\x12\x14\n\x0cmax_adapters\x18\x02 \x01(\x05\x12\r\n\x05steps\x18\x03 \x01(\x05\"\x9b\x01\n\x08\x46inished\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.optiq.v1.FinishReason\x12\x1e\n\x05usage\x18\x02 \x01(\x0b\x32\x0f.optiq.v1.Usage\x12\"\n\x07timings\x18\x03 \x01(\x0b\x32\x11.optiq.v1.Timings\x12#\n\x05\x62\x61tch\x18\x04 \x01(\x0b\x32\x14.optiq.v1.BatchStats\"\xaf\x01\n\x10GenerateResponse\x12\"\n\x06queued\x18\x01 \x01(\x0b\x32\x10.optiq.v1.QueuedH\x00\x12$\n\x07started\x18\x02 \x01(\x0b\x32\x11.optiq.v1.StartedH\x00\x12 \n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x0f.optiq.v1.ChunkH\x00\x12&\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x12.optiq.v1.FinishedH\x00\x42\x07\n\x05\x65vent*~\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x32X\n\x11GenerationService\x12\x43\n\x08Generate\x12\x19.optiq.v1.GenerateRequest\x1a\x1a.optiq.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n optiq_protos/v1/generation.proto\x12\x08optiq.v1\"B\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"j\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12&\n\ntool_calls\x18\x03 \x03(\x0b\x32\x12.optiq.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"7\n\x0c\x43hatMessages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.optiq.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xb0\x01\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seed\"=\n\rAdapterWeight\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"=\n\rServedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\"\xc9\x04\n\x0fGenerateRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x1a\n\radapter_scale\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x06prompt\x18\x04 \x01(\tH\x00\x12*\n\x08messages\x18\x05 \x01(\x0b\x32\x16.optiq.v1.ChatMessagesH\x00\x12\x12\n\x08raw_text\x18\x06 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x07 \x01(\x0b\x32\x12.optiq.v1.TokenIdsH\x00\x12*\n\x08sampling\x18\x08 \x01(\x0b\x32\x18.optiq.v1.SamplingParams\x12\x12\n\nmax_tokens\x18\t \x01(\x05\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12)\n\x08\x61\x64\x61pters\x18\x0c \x03(\x0b\x32\x17.optiq.v1.AdapterWeight\x12\x19\n\x0ctop_logprobs\x18\x14 \x01(\x05H\x02\x88\x01\x01\x12\r\n\x05route\x18\x0f \x01(\t\x12\x12\n\nsticky_key\x18\x10 \x01(\t\x12\x13\n\x0bjson_schema\x18\x15 \x01(\t\x12\x1d\n\x05tools\x18\x16 \x03(\x0b\x32\x0e.optiq.v1.Tool\x12)\n\x0btool_choice\x18\x17 \x01(\x0e\x32\x14.optiq.v1.ToolChoice\x12\x11\n\ttool_name\x18\x18 \x01(\t\x12\x15\n\rone_tool_call\x18\x19 \x01(\x08\x42\x07\n\x05inputB\x10\n\x0e_adapter_scaleB\x0f\n\r_top_logprobs\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\"\xc1\x01\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x05\x12\x15\n\rcached_tokens\x18\x05 \x01(\x05\x12)\n\x08\x61\x64\x61pters\x18\t \x03(\x0b\x32\x17.optiq.v1.ServedAdapter\x12\r\n\x05route\x18\x06 \x01(\t\x12\x11\n\troute_why\x18\x07 \x01(\t\"7\n\nTopLogprob\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\"\\\n\x0cTokenLogprob\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12!\n\x03top\x18\x04 \x03(\x0b\x32\x14.optiq.v1.TopLogprob\"z\n\x05\x43hunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12(\n\x08logprobs\x18\x03 \x03(\x0b\x32\x16.optiq.v1.TokenLogprob\x12&\n\ntool_calls\x18\x04 \x03(\x0b\x32\x12.optiq.v1.ToolCall\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\"}\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x12\n\nprefill_ms\x18\x02 \x01(\x01\x12\x1e\n\x16time_to_first_token_ms\x18\x03 \x01(\x01\x12\x11\n\tdecode_ms\x18\x04 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\"C\n\nBatchStats\x12\x10\n\x08max_rows\x18\x01 \x01(\x05\x12\x14\n\x0cmax_adapters\x18\x02 \x01(\x05\x12\r\n\x05steps\x18\x03 \x01(\x05\"\x9b\x01\n\x08\x46inished\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.optiq.v1.FinishReason\x12\x1e\n\x05usage\x18\x02 \x01(\x0b\x32\x0f.optiq.v1.Usage\x12\"\n\x07timings\x18\x03 \x01(\x0b\x32\x11.optiq.v1.Timings\x12#\n\x05\x62\x61tch\x18\x04 \x01(\x0b\x32\x14.optiq.v1.BatchStats\"\xaf\x01\n\x10GenerateResponse\x12\"\n\x06queued\x18\x01 \x01(\x0b\x32\x10.optiq.v1.QueuedH\x00\x12$\n\x07started\x18\x02 \x01(\x0b\x32\x11.optiq.v1.StartedH\x00\x12 \n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x0f.optiq.v1.ChunkH\x00\x12&\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x12.optiq.v1.FinishedH\x00\x42\x07\n\x05\x65vent*Y\n\nToolChoice\x12\x1b\n\x17TOOL_CHOICE_UNSPECIFIED\x10\x00\x12\x14\n\x10TOOL_CHOICE_NONE\x10\x01\x12\x18\n\x14TOOL_CHOICE_REQUIRED\x10\x02*\x9c\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x04\x32X\n\x11GenerationService\x12\x43\n\x08Generate\x12\x19.optiq.v1.GenerateRequest\x1a\x1a.optiq.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'optiq_protos.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2003
-  _globals['_FINISHREASON']._serialized_end=2129
-  _globals['_CHATMESSAGE']._serialized_start=46
-  _globals['_CHATMESSAGE']._serialized_end=90
-  _globals['_CHATMESSAGES']._serialized_start=92
-  _globals['_CHATMESSAGES']._serialized_end=147
-  _globals['_TOKENIDS']._serialized_start=149
-  _globals['_TOKENIDS']._serialized_end=172
-  _globals['_SAMPLINGPARAMS']._serialized_start=175
-  _globals['_SAMPLINGPARAMS']._serialized_end=351
-  _globals['_ADAPTERWEIGHT']._serialized_start=353
-  _globals['_ADAPTERWEIGHT']._serialized_end=414
-  _globals['_SERVEDADAPTER']._serialized_start=416
-  _globals['_SERVEDADAPTER']._serialized_end=477
-  _globals['_GENERATEREQUEST']._serialized_start=480
-  _globals['_GENERATEREQUEST']._serialized_end=928
-  _globals['_QUEUED']._serialized_start=930
-  _globals['_QUEUED']._serialized_end=956
-  _globals['_STARTED']._serialized_start=959
-  _globals['_STARTED']._serialized_end=1152
-  _globals['_TOPLOGPROB']._serialized_start=1154
-  _globals['_TOPLOGPROB']._serialized_end=1209
-  _globals['_TOKENLOGPROB']._serialized_start=1211
-  _globals['_TOKENLOGPROB']._serialized_end=1303
-  _globals['_CHUNK']._serialized_start=1305
-  _globals['_CHUNK']._serialized_end=1387
-  _globals['_USAGE']._serialized_start=1389
-  _globals['_USAGE']._serialized_end=1469
-  _globals['_TIMINGS']._serialized_start=1471
-  _globals['_TIMINGS']._serialized_end=1596
-  _globals['_BATCHSTATS']._serialized_start=1598
-  _globals['_BATCHSTATS']._serialized_end=1665
-  _globals['_FINISHED']._serialized_start=1668
-  _globals['_FINISHED']._serialized_end=1823
-  _globals['_GENERATERESPONSE']._serialized_start=1826
-  _globals['_GENERATERESPONSE']._serialized_end=2001
-  _globals['_GENERATIONSERVICE']._serialized_start=2131
-  _globals['_GENERATIONSERVICE']._serialized_end=2219
+  _globals['_TOOLCHOICE']._serialized_start=2372
+  _globals['_TOOLCHOICE']._serialized_end=2461
+  _globals['_FINISHREASON']._serialized_start=2464
+  _globals['_FINISHREASON']._serialized_end=2620
+  _globals['_TOOL']._serialized_start=46
+  _globals['_TOOL']._serialized_end=112
+  _globals['_TOOLCALL']._serialized_start=114
+  _globals['_TOOLCALL']._serialized_end=174
+  _globals['_CHATMESSAGE']._serialized_start=176
+  _globals['_CHATMESSAGE']._serialized_end=282
+  _globals['_CHATMESSAGES']._serialized_start=284
+  _globals['_CHATMESSAGES']._serialized_end=339
+  _globals['_TOKENIDS']._serialized_start=341
+  _globals['_TOKENIDS']._serialized_end=364
+  _globals['_SAMPLINGPARAMS']._serialized_start=367
+  _globals['_SAMPLINGPARAMS']._serialized_end=543
+  _globals['_ADAPTERWEIGHT']._serialized_start=545
+  _globals['_ADAPTERWEIGHT']._serialized_end=606
+  _globals['_SERVEDADAPTER']._serialized_start=608
+  _globals['_SERVEDADAPTER']._serialized_end=669
+  _globals['_GENERATEREQUEST']._serialized_start=672
+  _globals['_GENERATEREQUEST']._serialized_end=1257
+  _globals['_QUEUED']._serialized_start=1259
+  _globals['_QUEUED']._serialized_end=1285
+  _globals['_STARTED']._serialized_start=1288
+  _globals['_STARTED']._serialized_end=1481
+  _globals['_TOPLOGPROB']._serialized_start=1483
+  _globals['_TOPLOGPROB']._serialized_end=1538
+  _globals['_TOKENLOGPROB']._serialized_start=1540
+  _globals['_TOKENLOGPROB']._serialized_end=1632
+  _globals['_CHUNK']._serialized_start=1634
+  _globals['_CHUNK']._serialized_end=1756
+  _globals['_USAGE']._serialized_start=1758
+  _globals['_USAGE']._serialized_end=1838
+  _globals['_TIMINGS']._serialized_start=1840
+  _globals['_TIMINGS']._serialized_end=1965
+  _globals['_BATCHSTATS']._serialized_start=1967
+  _globals['_BATCHSTATS']._serialized_end=2034
+  _globals['_FINISHED']._serialized_start=2037
+  _globals['_FINISHED']._serialized_end=2192
+  _globals['_GENERATERESPONSE']._serialized_start=2195
+  _globals['_GENERATERESPONSE']._serialized_end=2370
+  _globals['_GENERATIONSERVICE']._serialized_start=2622
+  _globals['_GENERATIONSERVICE']._serialized_end=2710
 # @@protoc_insertion_point(module_scope)
