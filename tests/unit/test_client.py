@@ -63,7 +63,7 @@ JobSchedule JobState JobUpdate JobWait LiveRequest Message NotFound OptiqClientE
 QuarantineReason Queued
 RankScaling ResourceExhausted Route RouteCount RouteDecision RouteTrial ServedAdapter ServerError ShadowAnswer Started
 Status Stream Tenant TenantLoad TenantQuotas TenantRole TenantToken TenantUsage Timings Tls TokenLogprob
-TrainingAdvice TrainingConfig TrainingPlan Unavailable Usage Violation WaitReason
+Tool ToolCall TrainingAdvice TrainingConfig TrainingPlan Unavailable Usage Violation WaitReason
 """
 
 
