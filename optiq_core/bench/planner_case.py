@@ -27,8 +27,9 @@ def predict(case: Any) -> tuple[Any, dict[str, Any]]:
         dropout=case.dropout,
         grad_checkpoint=case.grad_checkpoint,
         loss_chunk=case.loss_chunk,
+        accumulate=0 < case.micro < case.batch_size,
     )
-    shape = full_shape(case.batch_size, case.tokens)
+    shape = full_shape(min(case.micro or case.batch_size, case.batch_size), case.tokens)
     plan = plan_step(model, knobs, shape, CPU)
     return model, {"plan": plan, "shape": shape, "plan_s": time.perf_counter() - started}
 
@@ -71,18 +72,18 @@ def measure(case: Any, model: Any, shape: Any) -> dict[str, Any]:
     loss = make_loss(split=splits(model), chunk=case.loss_chunk)
     rng = np.random.default_rng(0)
     examples = [Example(tuple(rng.integers(1, 4000, case.tokens).tolist()), 1) for _ in range(case.batch_size)]
-    batch = collate(examples)
-    assert (batch.tokens.shape[1] - 1, len(batch.positions)) == (shape.width, shape.positions)
+    parts = [collate(examples[at : at + shape.rows]) for at in range(0, len(examples), shape.rows)]
+    assert (parts[0].tokens.shape[1] - 1, len(parts[0].positions)) == (shape.width, shape.positions)
     model.train()
     peaks, seconds = [], []
     with recomputed_blocks(model, case.grad_checkpoint):
         step = make_step(model, optimizers.Adam(learning_rate=1e-4), loss, compiled=False)
         for _ in range(STEPS):
-            inputs = to_inputs(batch)
+            inputs = [to_inputs(part) for part in parts]
             mx.clear_cache()
             mx.reset_peak_memory()
             started = time.perf_counter()
-            step(inputs)
+            step(*inputs)
             seconds.append(time.perf_counter() - started)
             peaks.append(mx.get_peak_memory())
     return {"peaks": peaks, "seconds": seconds}

@@ -68,6 +68,7 @@ class Case:
         model: a key of ``CONFIGS``, or ``embedded``.
         batch_size, tokens: examples per step and tokens per example, all of them trained on.
         layers: of the model, 0 for as many as its configuration says.
+        micro: rows of a part, of which a step sums the gradients; 0 for the batch in one part.
         bits: weights are quantized to so many bits and stay so; 0 for dense float32.
     """
 
@@ -82,6 +83,7 @@ class Case:
     layers: int = 0
     bits: int = 0
     dropout: float = 0.0
+    micro: int = 0
 
     @property
     def name(self) -> str:
@@ -90,6 +92,7 @@ class Case:
         extras += ["ckpt"] * self.grad_checkpoint + [f"chunk{self.loss_chunk}"] * bool(self.loss_chunk)
         extras += ["all"] * (len(self.targets) > 2) + [f"last{self.num_layers}"] * (self.num_layers > 0)
         extras += [f"{self.layers}layers"] * bool(self.layers) + [f"{self.bits}bit"] * bool(self.bits)
+        extras += [f"micro{self.micro}"] * bool(self.micro)
         extras += ["dropout"] * bool(self.dropout)
         return "-".join([self.model, *extras])
 
@@ -127,6 +130,10 @@ def planner_cases() -> list[Case]:
         Case("hybrid", 4, 97),
         Case("hybrid", 2, 65, grad_checkpoint=True),
         Case("hybrid", 2, 129, loss_chunk=64),
+        Case("llama", 8, 129, micro=2),
+        Case("qwen3", 4, 257, micro=1, grad_checkpoint=True, targets=_LINEARS),
+        Case("gemma3", 6, 129, micro=2, rank=32, loss_chunk=64),
+        Case("embedded", 4, 129, num_layers=16, micro=1),
         Case("embedded", 1, 129, num_layers=16),
         Case("embedded", 2, 129, num_layers=16, grad_checkpoint=True),
         Case("embedded", 2, 65, rank=16, targets=_LINEARS),
@@ -147,6 +154,7 @@ def random_cases(count: int, seed: int) -> list[Case]:
             num_layers=rng.choice((-1, -1, 2, 4)),
             grad_checkpoint=rng.random() < 0.3,
             loss_chunk=rng.choice((0, 0, 128)),
+            micro=rng.choice((0, 0, 1)),
         )
         for _ in range(count)
     ]

@@ -37,6 +37,7 @@ _BAR = 48
 @click.option("--target-modules", default="q_proj,v_proj", show_default=True, help="Last path components.")
 @click.option("--num-layers", default=16, show_default=True, help="Blocks from the last, -1 for all.")
 @click.option("--batch-size", default=4, show_default=True)
+@click.option("--micro-batch-size", default=0, show_default=True, help="Rows held at a time, 0 for the batch.")
 @click.option("--max-seq-length", default=2048, show_default=True, help="Tokens; longer examples are cut.")
 @click.option("--dropout", default=0.0, show_default=True)
 @click.option("--grad-checkpoint", is_flag=True, help="Recompute activations: less memory, more time.")
@@ -183,7 +184,7 @@ def _show_map(planner: Planner, config: TrainConfig, as_json: bool) -> None:
 
     rows = []
     for tokens in _MAP_LENGTHS:
-        step = planner.plan_shape(config, full_shape(config.batch_size, tokens))
+        step = planner.plan_shape(config, full_shape(config.rows_at_a_time, tokens))
         verdict = judge(step, planner.ceiling, planner.calibration)
         rows.append((tokens, verdict))
         if verdict.bound_bytes > 4 * planner.ceiling.free_bytes:

@@ -60,26 +60,27 @@ class Planner:
         return judge(self.plan(config), self.ceiling, self.calibration)
 
     def plan(self, config: TrainConfig) -> StepPlan:
-        """A run's largest step."""
+        """A run's largest step, or part of one."""
         return self.plan_shape(config, self.shape(config))
 
     def shape(self, config: TrainConfig) -> StepShape:
-        """The largest batch that the data can make, or that the configuration allows."""
+        """The largest batch, or part of one, that the data can make, or that the configuration allows."""
+        rows = config.rows_at_a_time
         if not self.examples:
-            return full_shape(config.batch_size, config.max_seq_length, config.pack_length)
+            return full_shape(rows, config.max_seq_length, config.pack_length)
         limit = config.max_seq_length
         cut = [Example(e.tokens[:limit], e.start) for e in self.examples if e.start < min(limit, len(e.tokens))]
         if not cut:
-            return full_shape(config.batch_size, limit, config.pack_length)
+            return full_shape(rows, limit, config.pack_length)
         if config.pack_length:
-            return largest_packed_shape(cut, config.batch_size, config.pack_length)
-        return largest_shape(cut, config.batch_size)
+            return largest_packed_shape(cut, rows, config.pack_length)
+        return largest_shape(cut, rows)
 
     def plan_shape(self, config: TrainConfig, shape: StepShape) -> StepPlan:
         """A step of the given shape."""
         key = (
             *(config.rank, config.rank_scaling, config.num_layers, config.target_modules, config.dropout > 0),
-            config.method,
+            *(config.method, config.rows_at_a_time < config.batch_size),
             *(config.grad_checkpoint, config.loss_chunk, tuple(sorted(config.rank_pattern.items())), shape),
         )
         if key not in self._plans:
@@ -103,6 +104,7 @@ class Planner:
             method=config.method,
             grad_checkpoint=config.grad_checkpoint,
             loss_chunk=config.loss_chunk,
+            accumulate=config.rows_at_a_time < config.batch_size,
         )
 
         def at(shape: StepShape) -> StepPlan:
@@ -116,7 +118,7 @@ class Planner:
         """Most tokens per example that fit, 0 if none do; the data's own lengths do not matter here."""
 
         def fits(tokens: int) -> bool:
-            return self._shape_fits(config, full_shape(config.batch_size, tokens, config.pack_length))
+            return self._shape_fits(config, full_shape(config.rows_at_a_time, tokens, config.pack_length))
 
         return _largest(fits, 8, _MAX_TOKENS)
 

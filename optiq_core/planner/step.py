@@ -21,7 +21,7 @@ from optiq_core.planner.trace import Borders, trace
 from optiq_core.train.layers import apply_lora
 from optiq_core.train.loss import make_loss, model_parts
 from optiq_core.train.schemes import Method
-from optiq_core.train.step import make_gradient
+from optiq_core.train.step import make_gradient, make_part
 
 _PRODUCTS = ("Matmul", "AddMM", "QuantizedMatmul", "GatherMM", "GatherQMM")
 # Positions in an open task at which a step may begin; see :func:`optiq_core.planner.liveness.simulate`.
@@ -36,6 +36,7 @@ class Knobs:
         ranks: module path to rank.
         scale, dropout, method: of the low-rank layers.
         grad_checkpoint, loss_chunk: see :class:`optiq_core.train.config.TrainConfig`.
+        accumulate: a batch comes in several parts, of which the shape is one.
     """
 
     ranks: Mapping[str, int]
@@ -44,6 +45,7 @@ class Knobs:
     method: Method = "lora"
     grad_checkpoint: bool = False
     loss_chunk: int = 0
+    accumulate: bool = False
 
 
 def plan_step(model: Any, knobs: Knobs, shape: StepShape, backend: Backend, *, split: bool | None = None) -> StepPlan:
@@ -68,7 +70,13 @@ def plan_step(model: Any, knobs: Knobs, shape: StepShape, backend: Backend, *, s
         array: Kind.ADAPTER if name in trained else Kind.BASE
         for array, (name, _) in zip(graph.inputs, parameters, strict=False)
     }
-    gradient = simulate(graph, kinds, backend, held=graph.inputs, phases=_PHASES)
+    held = graph.inputs
+    if knobs.accumulate:
+        # The sums so far are written over.
+        sums = graph.inputs[-len(trained) :]
+        kinds.update(dict.fromkeys(sums, Kind.TEMPORARY))
+        held = graph.inputs[: -len(trained)]
+    gradient = simulate(graph, kinds, backend, held=held, phases=_PHASES)
     optimizer = optimizers.Adam(learning_rate=1e-4)
     optimizer.init(model.trainable_parameters())
     state = tree_flatten(optimizer.state)
@@ -127,18 +135,26 @@ def _gradient_graph(
     names = [name for name, _ in parameters]
     loss = make_loss(split=split, chunk=knobs.loss_chunk)
 
+    borders = Borders()
+    trainable = dict(tree_flatten(model.trainable_parameters()))
+    trained = [at for at, name in enumerate(names) if name in trainable]
+    sums = [mx.zeros_like(value) for value in trainable.values()] if knobs.accumulate else []
+    before = [mx.array(1), *sums] if sums else []
+
     def step(*arrays: mx.array) -> list[mx.array]:
         model.update(tree_unflatten(list(zip(names, arrays, strict=False))))
-        batch = dict(zip(inputs, arrays[len(names) :], strict=True))
-        value, count, finite, grads = make_gradient(model, loss)(batch)
-        return [value, count, finite, *(grad for _, grad in tree_flatten(grads))]
+        batch = dict(zip(inputs, arrays[len(names) :], strict=False))
+        if not sums:
+            value, count, finite, grads = make_gradient(model, loss)(batch)
+            return [value, count, finite, *(grad for _, grad in tree_flatten(grads))]
+        total, *sofar = arrays[-len(before) :]
+        tree = tree_unflatten(list(zip(trainable, sofar, strict=True)))
+        value, count, grads = make_part(model, loss)(batch, total, tree)
+        return [value, count, *(grad for _, grad in tree_flatten(grads))]
 
-    borders = Borders()
-    trainable = {name for name, _ in tree_flatten(model.trainable_parameters())}
-    trained = [at for at, name in enumerate(names) if name in trainable]
     try:
         with borders.around_blocks(model, knobs.grad_checkpoint):
-            values = [*(value for _, value in parameters), *inputs.values()]
+            values = [*(value for _, value in parameters), *inputs.values(), *before]
             graph = trace(step, values, borders, differentiated=trained)
     finally:
         model.update(tree_unflatten(parameters))

@@ -148,9 +148,14 @@ class BatchOrder:
         return -(-len(self._rows) // self._batch_size)
 
     def __getitem__(self, position: int) -> Batch:
+        return self.parts(position, self._batch_size)[0]
+
+    def parts(self, position: int, rows: int) -> list[Batch]:
+        """The batch at a position in parts of so many rows, each padded for itself; rows of like length together."""
         epoch, index = divmod(position, self.batches_per_epoch)
-        rows = [[self._examples[i] for i in self._rows[row]] for row in self._epoch(epoch)[index]]
-        return collate_packed(rows) if self._packed else collate([row[0] for row in rows])
+        batch = [[self._examples[i] for i in self._rows[row]] for row in self._epoch(epoch)[index]]
+        parts = [batch[start : start + rows] for start in range(0, len(batch), rows)]
+        return [collate_packed(part) if self._packed else collate([row[0] for row in part]) for part in parts]
 
     def _make_epoch(self, epoch: int) -> list[list[int]]:
         rng = np.random.default_rng([self._seed, epoch])

@@ -27,6 +27,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "rank": (1, MAX_RANK),
     "iters": (1, 10_000_000),
     "batch_size": (1, 4096),
+    "micro_batch_size": (0, 4096),
     "max_seq_length": (8, 1_048_576),
     "steps_per_report": (1, 1_000_000),
     "steps_per_eval": (1, 1_000_000),
@@ -59,6 +60,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         num_layers: transformer blocks to adapt, counted from the last; -1 is all of them.
         iters: optimizer steps.
         batch_size: rows of a step.
+        micro_batch_size: rows whose activations are held at a time; a step's gradient is summed over its parts, which
+            gives the batch's own gradient. 0 takes the batch in one part.
         learning_rate: after warmup; the first one of the schedule.
         optimizer: one of MLX's, with its defaults; adafactor takes the learning rate as it is given.
         weight_decay: of the optimizer; Adam has none.
@@ -90,6 +93,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     num_layers: int = 16
     iters: int = 100
     batch_size: int = 4
+    micro_batch_size: int = 0
     pack_length: int = 0
     learning_rate: float = 1e-4
     optimizer: Optimizer = "adam"
@@ -112,6 +116,11 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def scale_at(self, rank: int) -> float:
         """Factor on the low-rank product of a module of this rank."""
         return self.scale * math.sqrt(self.rank / rank) if self.rslora else self.scale
+
+    @property
+    def rows_at_a_time(self) -> int:
+        """Rows of one part of a batch."""
+        return min(self.micro_batch_size or self.batch_size, self.batch_size)
 
     def violations(self) -> list[tuple[str, str]]:
         """Every field that is out of range, with a sentence that says what is allowed."""

@@ -38,6 +38,7 @@ _SETTINGS = (
     _Setting("num_layers", "Blocks from the last, -1 for all."),
     _Setting("iters", "Optimizer steps."),
     _Setting("batch_size", "Rows a step: examples, or with --pack-length rows of examples."),
+    _Setting("micro_batch_size", "Rows held at a time; the batch's gradient is their sum, exactly. 0: all."),
     _Setting("pack_length", "Tokens of a row that several examples share; 0: one example a row."),
     _Setting("learning_rate", "Of the optimizer, after warmup."),
     _Setting("optimizer", "Which optimizer of MLX.", OPTIMIZERS),
@@ -87,7 +88,10 @@ def _option(setting: _Setting, default: Any, remote: bool) -> Callable[[F], F]:
     kind = click.Choice(setting.choices) if setting.choices else type(default)
     if remote:
         text = f"{setting.help} [{default}]" if default else setting.help
-        return click.option(flag, type=kind, default="" if setting.choices else type(default)(), help=text)
+        if setting.choices:
+            # An empty text is none of the choices, but what the wire has for the default.
+            return click.option(flag, type=kind, callback=lambda _, __, value: value or "", help=text)
+        return click.option(flag, type=kind, default=type(default)(), help=text)
     return click.option(flag, type=kind, default=default, show_default=bool(default), help=setting.help)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
 from mlx import nn, optimizers
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from optiq_core.train.loss import Inputs, Loss, number
 
@@ -42,10 +42,37 @@ def make_gradient(model: nn.Module, loss: Loss) -> Callable[[Inputs], tuple[mx.a
     return gradient
 
 
+def make_part(model: nn.Module, loss: Loss) -> Callable[[Inputs, mx.array, Any], tuple[mx.array, mx.array, Any]]:
+    """A function that adds one part of a batch to the sums of those before; nothing is computed yet.
+
+    It takes the part, the tokens with loss of the whole batch, and the gradients so far; it returns the part's share of
+    the loss, its tokens, and the gradients with its own added. A mean over the batch is the sum of the parts' means
+    weighted by their tokens, so that the last sum is the gradient of the whole batch.
+    """
+    value_and_grad = nn.value_and_grad(model, loss)
+
+    def part(inputs: Inputs, total: mx.array, sums: Any) -> tuple[mx.array, mx.array, Any]:
+        (value, count), grads = value_and_grad(model, inputs)
+        share = count / total
+        return value * share, count, tree_map(lambda sofar, grad: sofar + grad * share.astype(grad.dtype), sums, grads)
+
+    return part
+
+
+class Step(Protocol):
+    """Takes a batch; between its parts it asks whether to go on."""
+
+    def __call__(self, *parts: Inputs, proceed: Callable[[], bool] = ...) -> StepResult: ...
+
+
+class InterruptedStepError(Exception):
+    """A step was left between two of its parts; nothing of it was applied."""
+
+
 def make_step(
     model: nn.Module, optimizer: optimizers.Optimizer, loss: Loss, *, compiled: bool, clip_norm: float = 0.0
-) -> Callable[[Inputs], StepResult]:
-    """A function that takes one batch and updates the model's trainable parameters.
+) -> Step:
+    """A function that takes one batch, in one part or several, and updates the model's trainable parameters.
 
     Args:
         model: with frozen base and trainable adapters, in training mode.
@@ -56,7 +83,7 @@ def make_step(
         clip_norm: longer gradients are shortened to this norm; 0 leaves them.
     """
     optimizer.init(model.trainable_parameters())
-    gradient = make_gradient(model, loss)
+    gradient, part = make_gradient(model, loss), make_part(model, loss)
 
     def update(grads: Any) -> None:
         if clip_norm:
@@ -67,16 +94,35 @@ def make_step(
         # Differentiating puts traced arrays into the model, so its state is an output of both functions.
         drawn = [model.state, mx.random.state]
         gradient = partial(mx.compile, inputs=drawn, outputs=drawn)(gradient)
+        part = partial(mx.compile, inputs=drawn, outputs=drawn)(part)
         changed = [model.state, optimizer.state]
         update = partial(mx.compile, inputs=changed, outputs=changed)(update)
 
-    def step(inputs: Inputs) -> StepResult:
+    def whole(inputs: Inputs) -> tuple[float, int, bool, Any]:
         value, count, finite, grads = gradient(inputs)
         mx.eval(value, count, finite, grads)
-        applied = bool(finite.item())
+        return number(value), int(number(count)), bool(finite.item()), grads
+
+    def summed(parts: Sequence[Inputs], proceed: Callable[[], bool]) -> tuple[float, int, bool, Any]:
+        total = mx.array(sum(int(number(each["count"])) for each in parts))
+        sums = tree_map(mx.zeros_like, model.trainable_parameters())
+        mx.eval(total, sums)
+        loss_sum, tokens = 0.0, 0
+        for inputs in parts:
+            if not proceed():
+                raise InterruptedStepError
+            value, count, sums = part(inputs, total, sums)
+            mx.eval(value, count, sums)
+            loss_sum += number(value)
+            tokens += int(number(count))
+        norm = sum((mx.square(grad.astype(mx.float32)).sum() for _, grad in tree_flatten(sums)), mx.array(0.0))
+        return loss_sum, tokens, bool(np.isfinite(loss_sum) and mx.isfinite(norm).item()), sums
+
+    def step(*parts: Inputs, proceed: Callable[[], bool] = lambda: True) -> StepResult:
+        value, tokens, applied, grads = whole(parts[0]) if len(parts) == 1 else summed(parts, proceed)
         if applied:
             update(grads)
             mx.eval(model.trainable_parameters(), optimizer.state)
-        return StepResult(loss=number(value), tokens=int(number(count)), applied=applied)
+        return StepResult(loss=value, tokens=tokens, applied=applied)
 
     return step

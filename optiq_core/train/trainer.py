@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -30,7 +30,7 @@ from optiq_core.train.optim import build_optimizer
 from optiq_core.train.packed import check_packable
 from optiq_core.train.ranks import distribution
 from optiq_core.train.records import TRAIN_FILE, VALID_FILE
-from optiq_core.train.step import make_step, seed_step
+from optiq_core.train.step import InterruptedStepError, make_step, seed_step
 from optiq_core.train.targets import rank_targets, ranks_of
 
 Signal = Literal["go", "cancel", "stop"]
@@ -42,6 +42,8 @@ MAX_SKIPPED_IN_A_ROW = 10
 VALID_BATCHES = 25
 # Fields that change what a run reports, not what it computes; two of them only without what depends on them.
 _FREE_FIELDS = {"data_path", "iters", "steps_per_report", "steps_per_eval", "steps_per_checkpoint"}
+# Fields that change what a step holds in memory, not what it computes: a run may go on with less.
+_FREE_FIELDS |= {"micro_batch_size", "grad_checkpoint", "loss_chunk"}
 
 
 class TrainableBase(Protocol):
@@ -87,7 +89,7 @@ def train(
         out_dir: the adapter folder, written staged and renamed when the last step is done.
         checkpoint_dir: holds the newest checkpoint; left in place at the end.
         on_event: called with Started, Progress, CheckpointSaved and Warned.
-        control: asked before every step; ``cancel`` ends the run, ``stop`` ends it with a checkpoint.
+        control: asked before every step and between its parts; ``cancel`` ends the run, ``stop`` with a checkpoint.
         dtype: how the adapter's tensors are stored.
         overwrite: replace ``out_dir`` if it exists.
 
@@ -186,17 +188,21 @@ class _Run:
                 self._save_checkpoint()
                 return "stopped"
             started = time.perf_counter()
-            batch = order[state.step]
+            parts = order.parts(state.step, config.rows_at_a_time)
             seed_step(config.seed, state.step + 1)
-            result = take_step(to_inputs(batch))
+            try:
+                result = take_step(*map(to_inputs, parts), proceed=lambda: self.control() == "go")
+            except InterruptedStepError:
+                continue
             state.step += 1
-            meter.add(result.loss, result.tokens, batch.real_tokens, result.applied, time.perf_counter() - started)
+            read = sum(part.real_tokens for part in parts)
+            meter.add(result.loss, result.tokens, read, result.applied, time.perf_counter() - started)
             if result.applied:
                 skipped_in_a_row = 0
                 state.trained_tokens += result.tokens
             else:
                 skipped_in_a_row += 1
-                self._skipped(skipped_in_a_row, batch)
+                self._skipped(skipped_in_a_row, parts)
             last = state.step == config.iters
             evaluate = bool(self.data.valid.examples) and (last or state.step % config.steps_per_eval == 0)
             if evaluate:
@@ -210,10 +216,10 @@ class _Run:
                 self._try_checkpoint()
         return "succeeded"
 
-    def _skipped(self, in_a_row: int, batch: Batch) -> None:
+    def _skipped(self, in_a_row: int, parts: Sequence[Batch]) -> None:
         state = self.state
         state.skipped_steps += 1
-        examples = f"{TRAIN_FILE} line {', '.join(map(str, batch.lines))}"
+        examples = f"{TRAIN_FILE} line {', '.join(str(line) for part in parts for line in part.lines)}"
         if in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
                 f"loss or gradient was not finite in {in_a_row} steps in a row, up to step {state.step} ({examples}); "
@@ -245,8 +251,8 @@ class _Run:
         """Mean loss per token over the first batches of the validation file, None if it is not finite."""
         self.model.eval()
         total, tokens = 0.0, 0
-        size = self.config.batch_size
-        for batch in sequential(self.data.valid.examples, batch_size=size, limit=VALID_BATCHES):
+        examples = self.data.valid.examples[: self.config.batch_size * VALID_BATCHES]
+        for batch in sequential(examples, batch_size=self.config.rows_at_a_time, limit=len(examples)):
             value, count = self.loss(self.model, to_inputs(batch))
             total += number(value) * number(count)
             tokens += int(number(count))

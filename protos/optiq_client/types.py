@@ -231,6 +231,7 @@ class TrainingConfig:
     rslora: bool = False
     loraplus_ratio: float = 0.0
     pack_length: int = 0
+    micro_batch_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

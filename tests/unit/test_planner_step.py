@@ -20,6 +20,7 @@ _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
         Case("gemma3", 2, 97, layers=3, rank=32),
         Case("moe", 1, 97, layers=2),
         Case("hybrid", 1, 33, layers=2),
+        Case("llama", 6, 97, layers=2, micro=2, rank=32),
     ],
     ids=lambda case: case.name,
 )
