@@ -125,17 +125,20 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         return base, engine
 
     def _plan_caches(self, base: LoadedBase) -> CachePlan:
+        from optiq_core.kv.centers import centers_for
         from optiq_core.kv.config import parse_uniform, read_kv_config
         from optiq_core.kv.factory import plan_caches
 
         file = self._settings.kv_config
-        self._caches = plan_caches(base.model, read_kv_config(file) if file else parse_uniform(self._settings.kv))
+        wanted = read_kv_config(file) if file else parse_uniform(self._settings.kv)
+        self._caches = plan_caches(base.model, wanted, centers_for(wanted, base.model, base.tokenizer))
         for note in self._caches.notes:
             log.warning("KV cache: %s", note)
         log.info(
-            "KV cache %s: %.0f bytes per token, float %.0f",
+            "KV cache %s: %.0f bytes per token and %.0f per row, float %.0f per token",
             self._caches.name,
             self._caches.bytes_per_token,
+            self._caches.window_bytes,
             self._caches.float_bytes_per_token,
         )
         return self._caches

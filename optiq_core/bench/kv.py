@@ -7,7 +7,10 @@ All rows run the same weights on the same text. What is measured of each:
 - ``kl``, ``ppl_rel``: KL of the next token, and perplexity over the float cache's, over one long context.
 - ``needle``: share of planted keys that their query still finds first, in key statistics of the real layers, at
   several depths and lengths; ``needle_text``: share of pass keys hidden in a text that the model repeats.
-- ``bytes_per_token``, and ``ms`` of a decode step of one row at several contexts.
+- ``bytes_per_token``; at several contexts ``row_bytes`` of one row, with what a window of recent tokens adds, and
+  ``ms`` of its decode step.
+
+``METHOD:BITS:WINDOW`` keeps so many recent tokens as they came; without WINDOW the method's default.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from optiq_core.errors import OptiqError
 
 CONTEXTS = (512, 2048, 8192)
 ROWS = (
-    "float", "affine:8", "affine:4", "mixed", "turboquant:4", "turboquant:3.5", "turboquant:3", "turboquant:2.5",
-    "rotated:4",
+    "float", "affine:8", "affine:4", "affine:4:64", "mixed", "turboquant:4", "turboquant:4:0", "turboquant:3.5",
+    "turboquant:3", "turboquant:2.5", "rotated:4",
 )  # fmt: skip
 MIXED_TARGET = 4.5
 # Largest perplexity over the float cache's that counts as the same.
@@ -49,14 +52,16 @@ def run(model: str = "embedded", *, quick: bool = False) -> dict[str, Any]:
     profile = setup_device()
     from optiq_core.bench.kv_probes import Probes
     from optiq_core.bench.kv_timing import step_times
+    from optiq_core.kv.centers import key_centers
     from optiq_core.kv.config import parse_uniform
     from optiq_core.kv.factory import CachePlan, plan_caches
 
     began = time.monotonic()
     base = load_base(resolve_base(model, progress=narrate), profile=profile)
     narrate("sensitivity of each layer, for the mixed row")
+    centers = key_centers(base.model, base.tokenizer)
     plans: dict[str, CachePlan] = {
-        name: _mixed(base, quick=quick) if name == "mixed" else plan_caches(base.model, parse_uniform(name))
+        name: _mixed(base, quick=quick) if name == "mixed" else plan_caches(base.model, parse_uniform(name), centers)
         for name in ROWS
     }
     probes = Probes(base, quick=quick)
@@ -69,7 +74,9 @@ def run(model: str = "embedded", *, quick: bool = False) -> dict[str, Any]:
     times = step_times(base.model, plans, probes.layer_vectors, contexts, rounds=2 if quick else 7)
     for row in rows:
         row["ppl_rel"] = row["ppl"] / rows[0]["ppl"]
-        row["bytes_per_token"] = plans[row["cache"]].bytes_per_token
+        plan = plans[row["cache"]]
+        row["bytes_per_token"] = plan.bytes_per_token
+        row["row_bytes"] = {str(n): n * plan.bytes_per_token + plan.window_bytes for n in contexts}
         row["ms"] = times[row["cache"]]
     return {
         "rows": rows,
@@ -83,6 +90,7 @@ def run(model: str = "embedded", *, quick: bool = False) -> dict[str, Any]:
 
 def _mixed(base: Any, *, quick: bool) -> Any:
     """Affine caches of 4 and 8 bits by measured sensitivity, as `optiq kv-cache` allocates them."""
+    from optiq_core.kv.cli import MEASURED
     from optiq_core.kv.factory import head_dims, plan_caches
     from optiq_core.kv.sensitivity import allocate_layers, measure_layers
     from optiq_core.quant.calibration import read_tokens
@@ -90,7 +98,9 @@ def _mixed(base: Any, *, quick: bool) -> Any:
 
     length = 32 if quick else 256
     text = read_tokens(base.tokenizer, most=length, length=length)
-    partial = PartialResults("kv", content_digest(base.path), text.digest, "affine", "64", base.profile.compute)
+    partial = PartialResults(
+        "kv", MEASURED, content_digest(base.path), text.digest, "affine", "64", base.profile.compute
+    )
     layers = sorted(head_dims(base.model))
     measured = measure_layers(
         base.model, layers, (4.0, 8.0), text, method="affine", group_size=64, partial=partial

@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..kv.cache import CompressedKVCache
+from ..kv.exact import FIRST
 from ..kv.factory import CachePlan, plan_caches
 from ..quant.calibration import CALIBRATION, EVALUATION, read_tokens
 from ..quant.divergence import Reference
@@ -103,10 +104,8 @@ class Probes:
         for layer in range(0, len(self._seen), _LAYER_STRIDE):
             queries, keys, values = self._seen[layer]
             queries = queries[:, :, -_QUERIES:]
-            codec = plan.codecs.get(layer)
-            seen = [x if codec is None else codec.decode(codec.encode(x), mx.float32) for x in (keys, values)]
-            exact_weights, exact = _attend(queries, keys, values)
-            weights, out = _attend(queries, *seen)
+            exact_weights, exact = _attend(queries, keys, values, None)
+            weights, out = _attend(queries, keys, values, _decoded(plan, layer, keys, values))
             errors.append(number(mx.linalg.norm(out - exact) / mx.linalg.norm(exact)))
             divergences.append(number((mx.exp(exact_weights) * (exact_weights - weights)).sum(axis=-1).mean()))
         return float(np.mean(errors)), max(float(np.mean(divergences)), 0.0)
@@ -138,8 +137,10 @@ class Probes:
                 context, needles, places, queries = _planted(np.array(keys[0]), length, self._trials, rng)
                 exact = _hits(context, needles, places, queries)
                 if codec is not None:
-                    context = _seen_as(codec, context)
-                    needles = _seen_as(codec, needles)
+                    # By their codes, wherever they lie: what is kept as it came is found anyway.
+                    center = plan.centers.get(layer, mx.zeros((1,)))
+                    context = _seen_as(codec, context, center)
+                    needles = _seen_as(codec, needles, center)
                 found += int((_hits(context, needles, places, queries) & exact).sum())
                 asked += int(exact.sum())
         return found / max(asked, 1)
@@ -185,16 +186,32 @@ def _answer(model: Any, tokenizer: Any, question: mx.array, caches: list[Any], d
     return re.sub(r"\D", "", tokenizer.decode(text))[:digits]
 
 
-def _attend(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-    """Return log weights [B, Hkv, R, L, T] and the output of causal attention."""
+def _decoded(plan: CachePlan, layer: int, keys: mx.array, values: mx.array) -> Any:
+    """Return what codes hold of keys and values, and how far back a query sees them as they came; None for float."""
+    codec = plan.codecs.get(layer)
+    if codec is None:
+        return None
+    center = plan.centers.get(layer, mx.zeros((1,)))
+    coded_keys = codec.decode(codec.encode(keys - center), mx.float32) + center
+    return coded_keys, codec.decode(codec.encode(values), mx.float32), plan.windows.get(layer)
+
+
+def _attend(queries: mx.array, keys: mx.array, values: mx.array, decoded: Any) -> tuple[mx.array, mx.array]:
+    """Return log weights [B, Hkv, R, L, T] and the output of causal attention over what a cache lets queries see."""
     batch, heads, length, dim = queries.shape
-    grouped = queries.reshape(batch, keys.shape[1], heads // keys.shape[1], length, dim)
-    scores = (grouped * dim**-0.5) @ keys[:, :, None].swapaxes(-1, -2)
     total = keys.shape[2]
-    seen = mx.arange(total - length, total)[:, None] >= mx.arange(total)
-    scores = mx.where(seen, scores, mx.finfo(scores.dtype).min)
-    weights = scores - mx.logsumexp(scores, axis=-1, keepdims=True)
-    return weights, mx.exp(weights) @ values[:, :, None]
+    coded_keys, coded_values, window = decoded or (keys, values, None)
+    at, columns = mx.arange(total - length, total)[:, None], mx.arange(total)
+    near = mx.zeros((length, total), mx.bool_)
+    if window is not None:
+        near = (at - columns <= window) | (columns < FIRST)
+    grouped = queries.reshape(batch, keys.shape[1], heads // keys.shape[1], length, dim) * dim**-0.5
+    scores = mx.where(near, *(grouped @ x[:, :, None].swapaxes(-1, -2) for x in (keys, coded_keys)))
+    scores = mx.where(at >= columns, scores, mx.finfo(scores.dtype).min)
+    log_weights = scores - mx.logsumexp(scores, axis=-1, keepdims=True)
+    weights = mx.exp(log_weights)
+    out = mx.where(near, weights, 0) @ values[:, :, None] + mx.where(near, 0, weights) @ coded_values[:, :, None]
+    return log_weights, out
 
 
 def _planted(keys: Any, length: int, trials: int, rng: np.random.Generator) -> tuple[Any, Any, Any, Any]:
@@ -218,6 +235,6 @@ def _hits(context: Any, needles: Any, places: Any, queries: Any) -> Any:
     return own > scores.max(axis=-1)
 
 
-def _seen_as(codec: Any, vectors: Any) -> Any:
-    array = mx.array(vectors.astype(np.float32))[None]
-    return np.array(codec.decode(codec.encode(array), mx.float32)[0])
+def _seen_as(codec: Any, vectors: Any, center: mx.array) -> Any:
+    array = mx.array(vectors.astype(np.float32))[None] - center
+    return np.array((codec.decode(codec.encode(array), mx.float32) + center)[0])

@@ -65,6 +65,7 @@ def _stepper(model: Any, caches: list[Any]) -> Callable[[], float]:
         seconds = time.perf_counter() - began
         for cache in caches:
             cache.trim(1)
+        mx.eval([cache.state for cache in caches])
         return seconds
 
     return step

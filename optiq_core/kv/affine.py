@@ -10,7 +10,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from .attention import group_queries, masked_softmax
 from .codec import Parts
 from .config import AFFINE_BITS, GROUP_SIZES
 from .rotation import random_rotation
@@ -49,36 +48,30 @@ class AffineCodec:
 
     def encode(self, x: mx.array) -> Parts:
         """Compress [B, Hkv, L, D] into packed weights uint32, scales and biases of x's dtype."""
-        if self._rotation is not None:
-            x = x @ self._rotation.astype(x.dtype).T
-        packed, scales, biases = mx.quantize(x, group_size=self.group_size, bits=self.bits)
+        packed, scales, biases = mx.quantize(self.rotate(x), group_size=self.group_size, bits=self.bits)
         return packed, scales, biases
 
     def decode(self, parts: Parts, dtype: mx.Dtype) -> mx.array:
         """Return the vectors that attention sees, [B, Hkv, T, D], in the space of the original ones."""
         packed, scales, biases = parts
         x = mx.dequantize(packed, scales, biases, group_size=self.group_size, bits=self.bits)
-        return (x if self._rotation is None else x @ self._rotation.astype(x.dtype)).astype(dtype)
+        return self.unrotate(x).astype(dtype)
 
-    def attend(
-        self,
-        queries: mx.array,
-        keys: Parts,
-        values: Parts,
-        *,
-        scale: float,
-        mask: mx.array | str | None,
-        sinks: mx.array | None,
-    ) -> mx.array:
-        """Attention by quantized products; see :meth:`optiq_core.kv.codec.Codec.attend`."""
-        rotation = None if self._rotation is None else self._rotation.astype(queries.dtype)
-        scaled = queries * scale
-        if rotation is not None:
-            scaled = scaled @ rotation.T
-        grouped = group_queries(scaled, keys[0].shape[1])
-        weights = masked_softmax(self._product(grouped, keys, transpose=True), queries.shape[2], mask, sinks)
-        out = self._product(weights, values, transpose=False).reshape(queries.shape)
-        return out if rotation is None else out @ rotation
+    def rotate(self, x: mx.array) -> mx.array:
+        """Bring [..., D] into the space of the codes."""
+        return x if self._rotation is None else x @ self._rotation.astype(x.dtype).T
+
+    def unrotate(self, x: mx.array) -> mx.array:
+        """Bring [..., D] back from the space of the codes."""
+        return x if self._rotation is None else x @ self._rotation.astype(x.dtype)
+
+    def scores(self, queries: mx.array, keys: Parts) -> mx.array:
+        """Return the products [B, Hkv, N, T] of rotated queries [B, Hkv, N, D] with the keys."""
+        return self._product(queries, keys, transpose=True)
+
+    def weighted(self, weights: mx.array, values: Parts) -> mx.array:
+        """Return the sums [B, Hkv, N, D] of the values by weights [B, Hkv, N, T], rotated."""
+        return self._product(weights, values, transpose=False)
 
     def _product(self, x: mx.array, parts: Parts, *, transpose: bool) -> mx.array:
         packed, scales, biases = parts

@@ -13,50 +13,46 @@ import mlx.core as mx
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import dynamic_roll
 
-from .cache import CompressedKVCache, append, cut, encode, fetch
-from .codec import Codec, Compressed, Parts, parts_of
+from .cache import CompressedCache, CompressedKVCache, cut
+from .codec import Codec, Compressed, Parts
+from .exact import FIRST, keep_recent, pad_recent, roll_recent, trim_recent
 
 
-class BatchCompressedKVCache:
-    """Keys and values of a batch, compressed by a codec as they come.
+class BatchCompressedKVCache(CompressedCache):
+    """Keys and values of a batch.
 
     Args:
         codec: of every row.
         left_padding: positions before each row's first token.
+        window: recent tokens to keep as they came.
+        center: see :class:`optiq_core.kv.cache.CompressedCache`.
 
     Attributes:
-        parts: the codec's arrays [B, 2 * Hkv, T, ...], a layer's keys and then its values; None before the first token.
         offset: [B] tokens of each row.
         left_padding: [B] positions before each row's first token.
     """
 
-    def __init__(self, codec: Codec, left_padding: Sequence[int]) -> None:
-        self.codec = codec
-        self.parts: Parts | None = None
+    left_padding: mx.array
+
+    def __init__(
+        self, codec: Codec, left_padding: Sequence[int], window: int = 0, center: mx.array | None = None
+    ) -> None:
+        super().__init__(codec, window, center)
         self.left_padding = mx.array(list(left_padding))
         self.offset = -self.left_padding
         self._end = 0
         self._right_padding: mx.array | None = None
+        # Recent tokens to keep beyond the window while rows end at different positions.
+        self._spare = 0
+        self._filling = True
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Compressed, Compressed]:
         """Append keys and values [B, Hkv, L, D]; returns all of them, for :meth:`attend`."""
         begin, self._end = self._end, self._end + keys.shape[2]
         self.offset = self.offset + keys.shape[2]
-        self.parts = append(self.parts, encode(self.codec, keys, values), begin)
-        return fetch(self.parts, self._end, keys.shape[-1])
-
-    def attend(
-        self,
-        queries: mx.array,
-        keys: Any,
-        values: Any,
-        *,
-        scale: float,
-        mask: mx.array | str | None = None,
-        sinks: mx.array | None = None,
-    ) -> mx.array:
-        """Attention over what :meth:`update_and_fetch` returned; see :meth:`optiq_core.kv.codec.Codec.attend`."""
-        return self.codec.attend(queries, parts_of(keys), parts_of(values), scale=scale, mask=mask, sinks=sinks)
+        if self._filling and self.window:
+            self._filling = begin - max(_ints(self.left_padding)) < FIRST
+        return self._write(keys, values, begin, filling=self._filling, recent=self.window + self._spare)
 
     def make_mask(self, n: int, return_array: bool = False, **kwargs: Any) -> mx.array:
         """Return the mask [B, 1, n, T + n] for the next n tokens."""
@@ -80,17 +76,21 @@ class BatchCompressedKVCache:
             added = mx.array(list(left_padding))
             self.left_padding = self.left_padding + added
             self.offset = self.offset - added
+            self._filling = True
         if right_padding is not None and max(right_padding) > 0:
             self._right_padding = mx.array(list(right_padding))
+            self._spare = max(right_padding)
 
     def finalize(self) -> None:
         """Move the padding that was announced on the right to the left."""
         if self._right_padding is None:
             return
-        padding, self._right_padding = self._right_padding, None
+        padding, self._right_padding, self._spare, self._filling = self._right_padding, None, 0, True
         if self.parts is not None:
             used = cut(self.parts, 0, self._end)
             self.parts = tuple(dynamic_roll(part, padding[:, None], axis=2) for part in used)
+        if self.exact is not None:
+            self.exact = roll_recent(self.exact, padding, min(self._end, self.window))
         self.offset = self.offset - padding
         self.left_padding = self.left_padding + padding
 
@@ -99,9 +99,12 @@ class BatchCompressedKVCache:
         """Join single rows; empty ones may be among them."""
         sizes = [cache.size() for cache in caches]
         longest = max(sizes)
-        batch = cls(caches[0].codec, [longest - size for size in sizes])
+        like = caches[0]
+        batch = cls(like.codec, [longest - size for size in sizes], like.window, like.center)
         if longest:
             batch.parts = _stack([cache.parts for cache in caches], sizes)
+            if like.window:
+                batch.exact = _stack_exact([cache.exact for cache in caches], min(longest, like.window))
             batch.offset = batch.offset + longest
             batch._end = longest
         return batch
@@ -113,10 +116,13 @@ class BatchCompressedKVCache:
         if like is not None:
             mine, others = self._padded(end, like), other._padded(end, like)
             self.parts = tuple(mx.concatenate(list(pair)) for pair in zip(mine, others, strict=True))
+            if self.window:
+                exact = [_or_blank(x.exact, y.exact, x.offset.shape[0]) for x, y in ((self, other), (other, self))]
+                self.exact = mx.concatenate([pad_recent(x, min(end, self.window)) for x in exact])
         padding = [self.left_padding + (end - self._end), other.left_padding + (end - other._end)]
         self.left_padding = mx.concatenate(padding)
         self.offset = mx.concatenate([self.offset, other.offset])
-        self._end = end
+        self._end, self._filling = end, True
 
     def filter(self, keep: Any) -> None:
         """Keep the rows with these indices, in that order, and drop padding that no row needs."""
@@ -128,60 +134,45 @@ class BatchCompressedKVCache:
         if spare > 0:
             self._end -= spare
             self.left_padding = self.left_padding - spare
+        if self.exact is not None:
+            self.exact = keep_recent(self.exact[rows], self._end)
 
     def extract(self, index: int) -> CompressedKVCache:
         """Return one row as a cache of its own."""
-        row = CompressedKVCache(self.codec)
+        row = CompressedKVCache(self.codec, self.window, self.center)
         begin = _ints(self.left_padding)[index]
         if self.parts is not None:
             used = cut(self.parts, begin, self._end)
             row.parts = tuple(mx.contiguous(part[index : index + 1]) for part in used)
             row.offset = self._end - begin
+        if self.exact is not None:
+            row.exact = mx.contiguous(keep_recent(self.exact[index : index + 1], row.offset))
         return row
 
-    def is_trimmable(self) -> bool:
-        """Tokens can be taken off the end."""
-        return True
-
     def trim(self, n: int) -> int:
-        """Take up to n tokens off the end of every row; returns how many."""
+        """Take up to n tokens off the end of every row; returns how many. See :meth:`CompressedKVCache.trim`."""
         n = min(self._end, n)
         self._end -= n
         self.offset = self.offset - n
+        self._filling = True
+        if n and self.exact is not None:
+            self.exact = trim_recent(self.exact, n, self._end, self.window, self._decoded, padding=self.left_padding)
         return n
 
     def size(self) -> int:
         """Return the positions in use, padding included."""
         return self._end
 
-    def empty(self) -> bool:
-        """Say whether nothing was ever written."""
-        return self.parts is None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arrays, padding and room for tokens to come included."""
-        return sum(part.nbytes for part in self.parts or ())
-
     @property
     def state(self) -> Any:
-        """The arrays, offsets, left padding, end, and what makes the codec."""
-        return self.parts, self.offset, self.left_padding, self._end, self.codec.spec
+        """The arrays, what makes the codec, the window, offsets, left padding and end."""
+        return *self._kept, self.offset, self.left_padding, self._end
 
     @state.setter
     def state(self, state: Any) -> None:
-        from .codecs import codec_of
-
-        parts, self.offset, self.left_padding, self._end, spec = state
-        self.parts = None if parts is None else tuple(parts)
-        self.codec, self._right_padding = codec_of(spec), None
-
-    @classmethod
-    def from_state(cls, state: Any) -> BatchCompressedKVCache:
-        """Make a cache from another one's state."""
-        cache = cls.__new__(cls)
-        cache.state = state
-        return cache
+        *kept, self.offset, self.left_padding, self._end = state
+        self._keep(*kept)
+        self._right_padding, self._spare, self._filling = None, 0, True
 
     def _padded(self, end: int, like: Parts) -> Parts:
         """Return the used positions, moved to end at ``end``."""
@@ -205,6 +196,19 @@ def _stack(rows: Sequence[Parts | None], sizes: Sequence[int]) -> Parts:
                 blank[at : at + 1, :, longest - size :] = row[i][:, :, :size]
         stacked.append(blank)
     return tuple(stacked)
+
+
+def _stack_exact(rows: Sequence[mx.array | None], recent: int) -> mx.array:
+    """Put the rows' tokens that are kept as they came one below the other, ending at the same position."""
+    like = next(row for row in rows if row is not None)
+    return mx.concatenate([pad_recent(_or_blank(row, like, 1), recent) for row in rows])
+
+
+def _or_blank(exact: mx.array | None, like: mx.array | None, rows: int) -> mx.array:
+    if exact is not None:
+        return exact
+    assert like is not None
+    return mx.zeros((rows, like.shape[1], FIRST, like.shape[3]), like.dtype)
 
 
 def _ints(x: mx.array) -> list[int]:

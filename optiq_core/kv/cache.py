@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
 
-from .codec import Codec, Compressed, Parts, parts_of
+from .attend import attend
+from .codec import Codec, Compressed, Parts, compressed
+from .exact import FIRST, extend, keep_recent, trim_recent
 
 _STEP = 256
 
 
-class CompressedKVCache:
-    """Keys and values of rows of one length, compressed by a codec as they come.
+class CompressedCache:
+    """Keys and values, compressed by a codec as they come: what caches of one and of many rows share.
 
     Args:
-        codec: compresses, and attends to what it compressed.
+        codec: compresses, and computes with what it compressed.
+        window: recent tokens to keep as they came, beside the first ones; 0 for none. See :mod:`optiq_core.kv.exact`.
+        center: [Hkv, 1, D], about the mean of each head's keys; it is taken off before they are compressed. Values
+            gain nothing by it.
 
     Attributes:
         parts: the codec's arrays [B, 2 * Hkv, T, ...], a layer's keys and then its values; None before the first token.
-        offset: tokens in use.
+        exact: [B, 2 * Hkv, FIRST + R, D], tokens as they came; None before the first token, or without a window.
+        left_padding: [B] positions before each row's first token; None where no row has any.
     """
 
-    def __init__(self, codec: Codec) -> None:
-        self.codec = codec
-        self.parts: Parts | None = None
-        self.offset = 0
+    state: Any
+    left_padding: mx.array | None = None
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Compressed, Compressed]:
-        """Append keys and values [B, Hkv, L, D]; returns all of them, for :meth:`attend`."""
-        begin, self.offset = self.offset, self.offset + keys.shape[2]
-        self.parts = append(self.parts, encode(self.codec, keys, values), begin)
-        return fetch(self.parts, self.offset, keys.shape[-1])
+    def __init__(self, codec: Codec, window: int = 0, center: mx.array | None = None) -> None:
+        self.codec, self.window, self.center = codec, window, center
+        self.parts: Parts | None = None
+        self.exact: mx.array | None = None
 
     def attend(
         self,
@@ -44,50 +47,134 @@ class CompressedKVCache:
         mask: mx.array | str | None = None,
         sinks: mx.array | None = None,
     ) -> mx.array:
-        """Attention over what :meth:`update_and_fetch` returned; see :meth:`optiq_core.kv.codec.Codec.attend`."""
-        return self.codec.attend(queries, parts_of(keys), parts_of(values), scale=scale, mask=mask, sinks=sinks)
-
-    def size(self) -> int:
-        """Return the number of tokens."""
-        return self.offset
+        """Attention over what `update_and_fetch` returned; see :func:`optiq_core.kv.attend.attend`."""
+        return attend(
+            self.codec, queries, compressed(keys), compressed(values),
+            scale=scale, mask=mask, sinks=sinks, padding=self.left_padding,
+        )  # fmt: skip
 
     def empty(self) -> bool:
         """Say whether nothing was ever written."""
         return self.parts is None
 
+    def is_trimmable(self) -> bool:
+        """Tokens can be taken off the end."""
+        return True
+
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays, room for tokens to come included."""
-        return sum(part.nbytes for part in self.parts or ())
-
-    @property
-    def state(self) -> Any:
-        """The arrays, the tokens in use, and what makes the codec."""
-        return self.parts, self.offset, self.codec.spec
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        from .codecs import codec_of
-
-        parts, self.offset, spec = state
-        self.parts = None if parts is None else tuple(parts)
-        self.codec = codec_of(spec)
+        """Bytes of the arrays: padding, room for tokens to come, and tokens that are kept as they came included."""
+        return sum(part.nbytes for part in self.parts or ()) + (0 if self.exact is None else self.exact.nbytes)
 
     @classmethod
-    def from_state(cls, state: Any) -> CompressedKVCache:
+    def from_state(cls, state: Any) -> Self:
         """Make a cache from another one's state."""
         cache = cls.__new__(cls)
         cache.state = state
         return cache
 
-    def is_trimmable(self) -> bool:
-        """Tokens can be taken off the end."""
-        return True
+    @property
+    def _kept(self) -> tuple[Any, ...]:
+        """What :meth:`_keep` takes."""
+        return self.parts, self.exact, self.center, self.codec.spec, self.window
+
+    def _keep(self, parts: Any, exact: mx.array | None, center: mx.array | None, spec: str, window: int) -> None:
+        from .codecs import codec_of
+
+        self.parts = None if parts is None else tuple(parts)
+        self.exact, self.center, self.codec, self.window = exact, center, codec_of(spec), window
+
+    def _decoded(self, begin: int, end: int, dtype: mx.Dtype) -> mx.array:
+        """Return what the codes of positions begin to end stand for, [B, 2 * Hkv, T, D]."""
+        assert self.parts is not None
+        found = self.codec.decode(cut(self.parts, begin, end), mx.float32)
+        if self.center is not None:
+            heads = found.shape[1] // 2
+            found = mx.concatenate([found[:, :heads] + self.center, found[:, heads:]], axis=1)
+        return found.astype(dtype)
+
+    def _write(
+        self, keys: mx.array, values: mx.array, begin: int, *, filling: bool, recent: int
+    ) -> tuple[Compressed, Compressed]:
+        """Append keys and values [B, Hkv, L, D] at ``begin``; returns all of them.
+
+        Args:
+            keys: new keys.
+            values: new values.
+            begin: their position.
+            filling: whether a row may have fewer tokens than are kept of its first ones.
+            recent: recent tokens to keep as they came.
+
+        Raises:
+            ValueError: keys and values have different dimensions, or not the codec's.
+        """
+        dim = self.codec.dim
+        if keys.shape[-1] != dim or values.shape[-1] != dim:
+            raise ValueError(
+                f"{self.codec.spec} takes heads of {dim} channels, got {keys.shape[-1]} and {values.shape[-1]}"
+            )
+        # Keys and values in one go: half the operations of a decode step.
+        new = mx.concatenate([keys, values], axis=1)
+        coded = new
+        if self.center is not None:
+            coded = mx.concatenate([keys - self.center.astype(keys.dtype), values], axis=1)
+        self.parts = append(self.parts, self.codec.encode(coded), begin)
+        seen = None
+        if self.window:
+            seen = extend(self.exact, new, begin, self.left_padding, filling=filling)
+            self.exact = keep_recent(seen, recent)
+        heads, end = keys.shape[1], begin + keys.shape[2]
+        return (
+            Compressed(
+                tuple(part[:, :heads, :end] for part in self.parts), dim,
+                exact=None if seen is None else seen[:, :heads], window=self.window, center=self.center,
+            ),
+            Compressed(
+                tuple(part[:, heads:, :end] for part in self.parts), dim,
+                exact=None if seen is None else seen[:, heads:], window=self.window,
+            ),
+        )  # fmt: skip
+
+
+class CompressedKVCache(CompressedCache):
+    """Keys and values of rows of one length.
+
+    Attributes:
+        offset: tokens in use.
+    """
+
+    def __init__(self, codec: Codec, window: int = 0, center: mx.array | None = None) -> None:
+        super().__init__(codec, window, center)
+        self.offset = 0
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Compressed, Compressed]:
+        """Append keys and values [B, Hkv, L, D]; returns all of them, for :meth:`attend`."""
+        begin, self.offset = self.offset, self.offset + keys.shape[2]
+        return self._write(keys, values, begin, filling=begin < FIRST, recent=self.window)
+
+    def size(self) -> int:
+        """Return the number of tokens."""
+        return self.offset
+
+    @property
+    def state(self) -> Any:
+        """The arrays, what makes the codec, the window, and the tokens in use."""
+        return *self._kept, self.offset
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        *kept, self.offset = state
+        self._keep(*kept)
 
     def trim(self, n: int) -> int:
-        """Take up to n tokens off the end; returns how many."""
+        """Take up to n tokens off the end; returns how many.
+
+        Tokens that come into the window by it are seen by their codes: they were not kept as they came.
+        """
         n = min(self.offset, n)
         self.offset -= n
+        if n and self.exact is not None:
+            self.exact = trim_recent(self.exact, n, self.offset, self.window, self._decoded, padding=None)
         return n
 
     def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> Any:
@@ -100,19 +187,6 @@ class CompressedKVCache:
         from .batch import BatchCompressedKVCache
 
         return BatchCompressedKVCache.merge(caches)
-
-
-def encode(codec: Codec, keys: mx.array, values: mx.array) -> Parts:
-    """Compress a layer's new keys and values in one go: half the operations of a decode step.
-
-    Raises:
-        ValueError: keys and values have different dimensions, or not the codec's.
-    """
-    if keys.shape[-1] != codec.dim or values.shape[-1] != codec.dim:
-        raise ValueError(
-            f"{codec.spec} takes heads of {codec.dim} channels, got {keys.shape[-1]} and {values.shape[-1]}"
-        )
-    return codec.encode(mx.concatenate([keys, values], axis=1))
 
 
 def append(parts: Parts | None, new: Parts, begin: int) -> Parts:
@@ -129,15 +203,6 @@ def append(parts: Parts | None, new: Parts, begin: int) -> Parts:
     for part, piece in zip(parts, new, strict=True):
         part[:, :, begin:end] = piece
     return parts
-
-
-def fetch(parts: Parts, end: int, dim: int) -> tuple[Compressed, Compressed]:
-    """Return the keys and the values of the first ``end`` positions."""
-    heads = parts[0].shape[1] // 2
-    return (
-        Compressed(tuple(part[:, :heads, :end] for part in parts), dim),
-        Compressed(tuple(part[:, heads:, :end] for part in parts), dim),
-    )
 
 
 def cut(parts: Parts, begin: int, end: int) -> Parts:

@@ -15,6 +15,8 @@ from .config import DEFAULT_GROUP_SIZE, FILE_NAME, GROUP_SIZES, METHODS, plain
 
 TABLE_NAME = "kv_sensitivity.json"
 EXIT_INTERRUPTED = 130
+# Part of the key of kept measurements; changes when caches of the same name lose something else.
+MEASURED = "2"
 
 
 @click.command(
@@ -23,7 +25,8 @@ EXIT_INTERRUPTED = 130
     "  optiq kv-cache embedded --target-bits 4.5 --candidate-bits 4,8 -o ./kv\n"
     "  optiq kv-cache ./my-base --target-bits 3.5 --candidate-bits 2.5,3,4 --method turboquant -o ./kv\n"
     "  optiq serve --kv-config ./kv/kv_config.json\n\n"
-    "Bits are those of a cached value, averaged over all layers; scales and norms come on top and are printed.\n\n"
+    "Bits are those of a cached value, averaged over all layers; scales and norms come on top and are printed, and so "
+    "does the window of recent tokens that rotated and turboquant caches keep as they came.\n\n"
     "Measurements are kept in the cache: interrupted with Ctrl-C, the same command goes on from there.",
 )
 @click.argument("model")
@@ -71,7 +74,8 @@ def kv_cache(
         click.echo(f"layer {row['layer_idx']:3}  {row['bits']:>3} bits   KL {kl}", err=True)
     click.echo(
         f"{result['mean_bits']:.2f} bits, {result['bytes_per_token']:.0f} bytes per token "
-        f"(float: {result['float_bytes_per_token']:.0f}), KL {result['kl']:.2e}, {result['seconds']:.0f} s",
+        f"and {result['window_bytes']:.0f} per row (float: {result['float_bytes_per_token']:.0f} per token), "
+        f"KL {result['kl']:.2e}, {result['seconds']:.0f} s",
         err=True,
     )
     click.echo(result["path"])
@@ -89,20 +93,24 @@ def _run(
     from optiq_core.quant.cli import progress_bar
     from optiq_core.quant.partial import PartialResults, content_digest
 
+    from .centers import key_centers
     from .config import write_kv_config
     from .factory import head_dims, plan_caches
     from .sensitivity import allocate_layers, cached_kl, float_references, mean_bits, measure_layers
 
     text = read_tokens(base.tokenizer, calibration, most=calibration_tokens, length=context)
-    partial = PartialResults("kv", content_digest(base.path), text.digest, method, str(group_size), profile.compute)
+    partial = PartialResults(
+        "kv", MEASURED, content_digest(base.path), text.digest, method, str(group_size), profile.compute
+    )
     layers = sorted(head_dims(base.model))
+    centers = {} if method == "affine" else key_centers(base.model, base.tokenizer)
     with progress_bar("measuring") as progress:
         measured = measure_layers(
             base.model, layers, candidates, text,
-            method=method, group_size=group_size, partial=partial, progress=progress,
+            method=method, group_size=group_size, centers=centers, partial=partial, progress=progress,
         )  # fmt: skip
     chosen = allocate_layers(base.model, measured, target_bits, method=method, group_size=group_size)
-    plan = plan_caches(base.model, chosen)
+    plan = plan_caches(base.model, chosen, centers)
     bits = {layer.layer_idx: plain(layer.bits) for layer in chosen}
     result = {
         "model": model,
@@ -111,6 +119,7 @@ def _run(
         "target_bits": target_bits,
         "mean_bits": round(mean_bits(base.model, chosen), 4),
         "bytes_per_token": plan.bytes_per_token,
+        "window_bytes": plan.window_bytes,
         "float_bytes_per_token": plan.float_bytes_per_token,
         "kl": cached_kl(base.model, plan, float_references(base.model, text)),
         "text": {"name": text.name, "tokens": text.size, "context": text.tokens.shape[1], "sha256": text.digest},

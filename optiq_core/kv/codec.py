@@ -1,4 +1,4 @@
-"""How keys and values are written to a cache and attended to: the part that caches of one and of many rows share."""
+"""How keys and values are written to a cache and read from it: the part that caches of one and of many rows share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Parts = tuple[mx.array, ...]
 
 
 class Codec(Protocol):
-    """Compresses keys and values, and attends to them without bringing them back.
+    """Compresses keys and values, and computes with them in the space that their codes are in.
 
     Codecs hold no tokens and never change, so that caches, batches and threads share them.
     """
@@ -28,23 +28,19 @@ class Codec(Protocol):
         """Compress [B, Hkv, L, D]."""
 
     def decode(self, parts: Parts, dtype: mx.Dtype) -> mx.array:
-        """Return what attention sees in place of the keys or values, [B, Hkv, T, D]; for measuring and tests."""
+        """Return what attention sees in place of the keys or values, [B, Hkv, T, D]."""
 
-    def attend(
-        self,
-        queries: mx.array,
-        keys: Parts,
-        values: Parts,
-        *,
-        scale: float,
-        mask: mx.array | str | None,
-        sinks: mx.array | None,
-    ) -> mx.array:
-        """Attention of queries [B, Hq, L, D] over T cached positions, the last L of which are the queries' own.
+    def rotate(self, x: mx.array) -> mx.array:
+        """Bring [..., D] into the space of the codes."""
 
-        Returns:
-            [B, Hq, L, D] of the queries' dtype.
-        """
+    def unrotate(self, x: mx.array) -> mx.array:
+        """Bring [..., D] back from the space of the codes."""
+
+    def scores(self, queries: mx.array, keys: Parts) -> mx.array:
+        """Return the products [B, Hkv, N, T] of rotated queries [B, Hkv, N, D] with the keys, of the queries' dtype."""
+
+    def weighted(self, weights: mx.array, values: Parts) -> mx.array:
+        """Return the sums [B, Hkv, N, D] of the values by weights [B, Hkv, N, T], rotated, of the weights' dtype."""
 
 
 class Compressed:
@@ -56,19 +52,30 @@ class Compressed:
     Args:
         parts: arrays [B, Hkv, T, ...].
         dim: channels of a head.
+        exact: [B, Hkv, FIRST + R, D], tokens that are kept as they came; see :mod:`optiq_core.kv.exact`.
+        window: positions from which on a query sees a token by its codes.
+        center: [Hkv, 1, D], what was taken off before compression.
     """
 
-    def __init__(self, parts: Parts, dim: int) -> None:
-        self.parts = parts
+    def __init__(
+        self,
+        parts: Parts,
+        dim: int,
+        *,
+        exact: mx.array | None = None,
+        window: int = 0,
+        center: mx.array | None = None,
+    ) -> None:
+        self.parts, self.exact, self.window, self.center = parts, exact, window, center
         self.shape = (*parts[0].shape[:3], dim)
 
 
-def parts_of(x: Any) -> Parts:
-    """Return the arrays of what `update_and_fetch` returned.
+def compressed(x: Any) -> Compressed:
+    """Return what `update_and_fetch` returned, checked.
 
     Raises:
         TypeError: it comes from another cache.
     """
     if not isinstance(x, Compressed):
         raise TypeError(f"expected compressed keys or values, found {type(x).__name__}")
-    return x.parts
+    return x

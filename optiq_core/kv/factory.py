@@ -7,7 +7,7 @@ shapes are known and errors come from building the graph alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ from .attention import patch_attention
 from .cache import CompressedKVCache
 from .codec import Codec
 from .codecs import codec_of
-from .config import DEFAULT_GROUP_SIZE, FLOAT, GROUP_SIZES, LayerCache, UniformCache, plain
+from .config import DEFAULT_GROUP_SIZE, FLOAT, GROUP_SIZES, LayerCache, UniformCache, plain, window_of
+from .exact import FIRST
 
 # The rotation of layer i has this seed plus i.
 _SEED = 42
@@ -33,9 +34,12 @@ class CachePlan:
     Attributes:
         name: ``float``, ``turboquant:4``, or a summary of a file.
         codecs: by layer; layers that are not in it keep the model's own cache.
+        windows: recent tokens that a layer keeps as they came, where any.
+        centers: about the mean of each head's keys, [Hkv, 1, D], of layers that have one.
         bytes_per_token: of all plain and compressed caches; sliding windows and recurrent states hold no more with
             every token and are not counted.
-        float_bytes_per_token: the same without compression.
+        window_bytes: of a row's first and recent tokens, which are kept as they came beside their codes.
+        float_bytes_per_token: the same as bytes_per_token without compression.
         notes: sentences on layers that were left alone.
         heads: KV heads of the layers in ``codecs``.
         dtype: of the model's own caches.
@@ -43,7 +47,10 @@ class CachePlan:
 
     name: str
     codecs: dict[int, Codec] = field(default_factory=dict)
+    windows: dict[int, int] = field(default_factory=dict)
+    centers: Mapping[int, mx.array] = field(default_factory=dict)
     bytes_per_token: float = 0.0
+    window_bytes: float = 0.0
     float_bytes_per_token: float = 0.0
     notes: tuple[str, ...] = ()
     heads: dict[int, int] = field(default_factory=dict)
@@ -62,16 +69,25 @@ class CachePlan:
         """Return the caches of one row, one per layer."""
         caches: list[Any] = make_prompt_cache(model)
         for layer, codec in self.codecs.items():
-            caches[layer] = CompressedKVCache(codec)
+            caches[layer] = self.cache(layer, codec)
         return caches
 
+    def cache(self, layer: int, codec: Codec) -> CompressedKVCache:
+        """Return the cache of one row in a layer."""
+        return CompressedKVCache(codec, self.windows.get(layer, 0), self.centers.get(layer))
 
-def plan_caches(model: nn.Module, wanted: UniformCache | Sequence[LayerCache] | None) -> CachePlan:
+
+def plan_caches(
+    model: nn.Module,
+    wanted: UniformCache | Sequence[LayerCache] | None,
+    centers: Mapping[int, mx.array] | None = None,
+) -> CachePlan:
     """Decide how each layer of a model caches, and let its attention take compressed caches.
 
     Args:
         model: an mlx-lm model.
         wanted: one way for all layers, entries of ``kv_config.json``, or None for float everywhere.
+        centers: as :func:`optiq_core.kv.centers.key_centers` finds them; what keys lose is more without.
 
     Raises:
         KVConfigError: an entry names a layer that is not there, that cannot be compressed, or whose heads do not fit;
@@ -81,20 +97,30 @@ def plan_caches(model: nn.Module, wanted: UniformCache | Sequence[LayerCache] | 
     total = float(sum(heads.bytes_per_token for heads in layers.values()))
     dtype = next((heads.dtype for heads in layers.values()), mx.float32)
     if wanted is None:
-        return CachePlan(FLOAT, {}, total, total, dtype=dtype)
+        return CachePlan(FLOAT, bytes_per_token=total, float_bytes_per_token=total, dtype=dtype)
     patch_attention()
+    notes: list[str] = []
     if isinstance(wanted, UniformCache):
         codecs, notes = _uniform(wanted, layers, len(make_prompt_cache(model)))
-        name = str(wanted)
+        entries = [LayerCache(i, wanted.bits, method=wanted.method, window=wanted.window) for i in codecs]
     else:
-        codecs, notes = {entry.layer_idx: _named(entry, layers, model) for entry in wanted}, []
-        name = _summary(wanted)
-    _check(model, codecs)
-    compressed = total
-    for layer, codec in codecs.items():
-        heads = layers[layer]
-        compressed += vector_bytes(codec, heads.dtype) * 2 * heads.count - heads.bytes_per_token
-    return CachePlan(name, codecs, compressed, total, tuple(notes), {i: layers[i].count for i in codecs}, dtype)
+        codecs, entries = {entry.layer_idx: _named(entry, layers, model) for entry in wanted}, list(wanted)
+    windows = {entry.layer_idx: window_of(entry.method, entry.window) for entry in entries}
+    centered = {entry.layer_idx for entry in entries if entry.method != "affine"}
+    plan = CachePlan(
+        str(wanted) if isinstance(wanted, UniformCache) else _summary(entries),
+        codecs,
+        windows={layer: window for layer, window in windows.items() if window},
+        centers={layer: center for layer, center in (centers or {}).items() if layer in centered},
+        bytes_per_token=total + sum(_added_bytes(codec, layers[layer]) for layer, codec in codecs.items()),
+        window_bytes=sum(_window_bytes(window, layers[layer]) for layer, window in windows.items()),
+        float_bytes_per_token=total,
+        notes=tuple(notes),
+        heads={i: layers[i].count for i in codecs},
+        dtype=dtype,
+    )
+    _check(model, plan)
+    return plan
 
 
 def codec_for(method: str, bits: float, dim: int, group_size: int, layer: int) -> Codec:
@@ -116,6 +142,16 @@ def codec_for(method: str, bits: float, dim: int, group_size: int, layer: int) -
 def vector_bytes(codec: Codec, dtype: mx.Dtype) -> float:
     """Return the bytes of one key or one value, scales and norms included."""
     return float(sum(part.nbytes for part in codec.encode(mx.zeros((1, 1, 1, codec.dim), dtype))))
+
+
+def _added_bytes(codec: Codec, heads: _Heads) -> float:
+    """Return what compressing a layer adds to the bytes of a token: less than nothing."""
+    return vector_bytes(codec, heads.dtype) * 2 * heads.count - heads.bytes_per_token
+
+
+def _window_bytes(window: int, heads: _Heads) -> float:
+    size = min(heads.dtype.size, mx.float16.size)
+    return (FIRST + window) * heads.count * (heads.keys + heads.values) * size if window else 0.0
 
 
 def head_dims(model: nn.Module) -> dict[int, int]:
@@ -205,10 +241,10 @@ def _named(entry: LayerCache, plain_layers: dict[int, _Heads], model: nn.Module)
         raise KVConfigError(f"{where}: {error}") from None
 
 
-def _check(model: nn.Module, codecs: dict[int, Codec]) -> None:
+def _check(model: nn.Module, plan: CachePlan) -> None:
     """Build one step's graph with compressed caches and see that every attention takes its own."""
     caches: list[Any] = make_prompt_cache(model)
-    watched = {layer: _Watched(codec) for layer, codec in codecs.items()}
+    watched = {layer: _Watched(codec) for layer, codec in plan.codecs.items()}
     for layer, cache in watched.items():
         caches[layer] = cache
     try:

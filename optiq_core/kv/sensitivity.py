@@ -6,7 +6,7 @@ float caches' is averaged over all positions of the text, in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ def measure_layers(
     *,
     method: Method,
     group_size: int,
+    centers: Mapping[int, mx.array] | None = None,
     partial: PartialResults | None = None,
     progress: Progress = lambda share, what: None,
 ) -> list[LayerSensitivity]:
@@ -54,6 +55,7 @@ def measure_layers(
         text: to measure on; each of its sequences is a context of its own.
         method: of the caches.
         group_size: of affine and rotated caches.
+        centers: see :func:`optiq_core.kv.factory.plan_caches`.
         partial: results of an earlier run are taken from it, and new ones are added one by one.
         progress: told how far it is.
 
@@ -61,7 +63,10 @@ def measure_layers(
         KVConfigError: a layer cannot have a candidate.
     """
     work = [(layer, bits) for layer in layers for bits in candidates]
-    plans = {(layer, bits): plan_caches(model, [LayerCache(layer, bits, group_size, method)]) for layer, bits in work}
+    plans = {
+        (layer, bits): plan_caches(model, [LayerCache(layer, bits, group_size, method)], centers)
+        for layer, bits in work
+    }
     found: dict[tuple[int, float], float] = {}
     references: list[tuple[mx.array, Reference]] = []
     for done, (layer, bits) in enumerate(work):

@@ -30,10 +30,11 @@ import mlx.core as mx
 import numpy as np
 
 from . import fused
-from .attention import group_queries, masked_softmax, patch_attention
+from .attention import patch_attention
 from .cache import CompressedKVCache
 from .codebook import codebook
 from .codec import Parts
+from .config import DEFAULT_WINDOW
 from .packing import Lookup, channel_order, pack, packed_bytes
 from .rotation import random_rotation
 
@@ -107,29 +108,28 @@ class TurboQuantCodec:
         rotated = mx.concatenate(self._runs(codes, mx.float32), axis=-1)
         return ((rotated * scale.astype(mx.float32)) @ self._rotation).astype(dtype)
 
-    def attend(
-        self,
-        queries: mx.array,
-        keys: Parts,
-        values: Parts,
-        *,
-        scale: float,
-        mask: mx.array | str | None,
-        sinks: mx.array | None,
-    ) -> mx.array:
-        """Attention in the rotated space; see :meth:`optiq_core.kv.codec.Codec.attend`."""
-        rotation = self._rotation.astype(queries.dtype)
-        grouped = group_queries((queries * scale) @ rotation.T, keys[0].shape[1])
-        if fused.usable(self.dim, self._splits, grouped.shape[2]):
-            bits = self._splits[0][1]
-            codes, norms = keys
-            weights = masked_softmax(fused.scores(grouped, codes, norms, bits), queries.shape[2], mask, sinks)
-            codes, norms = values
-            out = fused.weighted(weights * norms.astype(weights.dtype).swapaxes(-1, -2), codes, self.dim, bits)
-        else:
-            weights = masked_softmax(self.plain_scores(grouped, keys), queries.shape[2], mask, sinks)
-            out = self.plain_weighted(weights, values)
-        return out.reshape(queries.shape) @ rotation
+    def rotate(self, x: mx.array) -> mx.array:
+        """Bring [..., D] into the space of the codes."""
+        return x @ self._rotation.astype(x.dtype).T
+
+    def unrotate(self, x: mx.array) -> mx.array:
+        """Bring [..., D] back from the space of the codes."""
+        return x @ self._rotation.astype(x.dtype)
+
+    def scores(self, queries: mx.array, keys: Parts) -> mx.array:
+        """Return the products [B, Hkv, N, T] of rotated queries [B, Hkv, N, D] with the keys."""
+        if not fused.usable(self.dim, self._splits, queries.shape[2]):
+            return self.plain_scores(queries, keys)
+        codes, norms = keys
+        return fused.scores(queries, codes, norms, self._splits[0][1])
+
+    def weighted(self, weights: mx.array, values: Parts) -> mx.array:
+        """Return the sums [B, Hkv, N, D] of the values by weights [B, Hkv, N, T], rotated."""
+        if not fused.usable(self.dim, self._splits, weights.shape[2]):
+            return self.plain_weighted(weights, values)
+        codes, norms = values
+        scaled = weights * norms.astype(weights.dtype).swapaxes(-1, -2)
+        return fused.weighted(scaled, codes, self.dim, self._splits[0][1])
 
     def plain_scores(self, queries: mx.array, keys: Parts) -> mx.array:
         """Return scores [B, Hkv, N, T] of rotated queries [B, Hkv, N, D]."""
@@ -179,10 +179,20 @@ class TurboQuantKVCache(CompressedKVCache):
         head_dim: channels of a head, a multiple of 8 (of 16 for 2.5 and 3.5 bits).
         bits: 1 to 8, or 2.5 or 3.5.
         seed: of the rotation; use another one in every layer.
+        window: recent tokens to keep as they came, beside the first ones; 0 for none.
+        center: [Hkv, 1, D], about the mean of each head's keys, if it is known.
     """
 
-    def __init__(self, head_dim: int, bits: float = 4, seed: int = 42) -> None:
-        super().__init__(_codec(head_dim, bits, seed))
+    def __init__(
+        self,
+        head_dim: int,
+        bits: float = 4,
+        seed: int = 42,
+        *,
+        window: int = DEFAULT_WINDOW,
+        center: mx.array | None = None,
+    ) -> None:
+        super().__init__(_codec(head_dim, bits, seed), window, center)
 
 
 @functools.cache

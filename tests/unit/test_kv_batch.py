@@ -15,9 +15,22 @@ from mlx_lm.models.cache import LRUPromptCache, can_trim_prompt_cache, trim_prom
 from optiq_core.kv.batch import BatchCompressedKVCache
 from optiq_core.kv.cache import CompressedKVCache
 from optiq_core.kv.codecs import codec_of
+from optiq_core.kv.exact import FIRST
 
 DIM, HEADS = 64, 2
-SPECS = ("affine:4:64:32", "rotated:4:64:64:5", "turboquant:3.5:64:5", "turboquant:4:64:5")
+CENTER = mx.random.normal((HEADS, 1, DIM), key=mx.random.key(123)) * 3
+# A spec after "window" and a number keeps so many recent tokens as they came, and takes a center off its keys.
+SPECS = (
+    "affine:4:64:32", "rotated:4:64:64:5", "turboquant:3.5:64:5", "window 6 turboquant:4:64:5",
+    "window 1 turboquant:2:64:5", "window 9 rotated:4:64:64:5",
+)  # fmt: skip
+
+
+def empty(spec: str) -> CompressedKVCache:
+    if not spec.startswith("window"):
+        return CompressedKVCache(codec_of(spec))
+    _, window, spec = spec.split()
+    return CompressedKVCache(codec_of(spec), int(window), CENTER)
 
 
 def tokens(seed: int, n: int, rows: int = 1) -> tuple[mx.array, mx.array]:
@@ -26,17 +39,23 @@ def tokens(seed: int, n: int, rows: int = 1) -> tuple[mx.array, mx.array]:
 
 
 def single(spec: str, seed: int, n: int) -> CompressedKVCache:
-    cache = CompressedKVCache(codec_of(spec))
+    cache = empty(spec)
     if n:
         cache.update_and_fetch(*tokens(seed, n))
     return cache
 
 
 def content(cache: CompressedKVCache) -> mx.array:
-    """What attention sees of a row, [2 * Hkv, T, D]."""
+    """What attention sees of a row by its codes, then what was kept as it came, [2 * Hkv, T + FIRST + R, D]."""
     assert cache.parts is not None
     used = tuple(part[:, :, : cache.offset] for part in cache.parts)
-    return cache.codec.decode(used, mx.float32)[0]
+    coded = cache.codec.decode(used, mx.float32)[0]
+    if cache.exact is None:
+        return coded
+    assert cache.exact.shape[2] == FIRST + min(cache.offset, cache.window)
+    # First tokens that have not come yet may be anything.
+    exact = mx.concatenate([cache.exact[0, :, : min(FIRST, cache.offset)], cache.exact[0, :, FIRST:]], axis=1)
+    return mx.concatenate([coded, exact.astype(mx.float32)], axis=1)
 
 
 def assert_same(found: CompressedKVCache, expected: CompressedKVCache) -> None:
@@ -156,6 +175,8 @@ def test_bytes_are_what_the_bits_promise() -> None:
         cache = single(f"turboquant:{bits}:64:0", 0, 256)
         per_token = cache.nbytes / 256
         assert per_token == 2 * HEADS * (DIM * bits / 8 + 2)
+    windowed = single("window 9 turboquant:4:64:0", 0, 256)
+    assert windowed.nbytes == single("turboquant:4:64:0", 0, 256).nbytes + 2 * HEADS * (FIRST + 9) * DIM * 2
     assert single("affine:4:64:64", 0, 0).nbytes == 0
 
 

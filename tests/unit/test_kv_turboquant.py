@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from mlx_lm.models import base as mlx_base
 from mlx_lm.models import llama
 
+from optiq_core.kv.attend import attend
 from optiq_core.kv.codebook import codebook
+from optiq_core.kv.codec import Compressed
 from optiq_core.kv.codecs import codec_of
 from optiq_core.kv.packing import Lookup, channel_order, pack, packed_bytes, unpack
 from optiq_core.kv.rotation import random_rotation
@@ -139,7 +141,7 @@ def test_attention_equals_dense_attention_over_the_decoded_vectors(spec: str, ma
     }[masking]
     sinks = mx.arange(6) / 2 if masking == "sinks" else None
     parts = codec.encode(keys), codec.encode(values)
-    found = codec.attend(queries, *parts, scale=DIM**-0.5, mask=mask, sinks=sinks)
+    found = attend(codec, queries, *(Compressed(p, DIM) for p in parts), scale=DIM**-0.5, mask=mask, sinks=sinks)
     dense = (codec.decode(part, mx.float32) for part in parts)
     expected = mx.fast.scaled_dot_product_attention(queries, *dense, scale=DIM**-0.5, mask=mask, sinks=sinks)
     assert mx.allclose(found, expected, atol=2e-5)
@@ -153,7 +155,8 @@ def test_more_bits_attend_more_truly() -> None:
     for bits in ALL_BITS:
         codec = TurboQuantCodec(DIM, bits, seed=9)
         parts = codec.encode(keys), codec.encode(values)
-        out = codec.attend(queries, *parts, scale=DIM**-0.5, mask=None, sinks=None)
+        seen = (Compressed(part, DIM) for part in parts)
+        out = attend(codec, queries, *seen, scale=DIM**-0.5, mask=None, sinks=None)
         errors.append(float(mx.linalg.norm(out - exact) / mx.linalg.norm(exact)))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.02
