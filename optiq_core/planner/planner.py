@@ -16,7 +16,7 @@ from optiq_core.planner.devices import BACKENDS
 from optiq_core.planner.extrapolate import extrapolate, is_recurrent
 from optiq_core.planner.model import lazy_model
 from optiq_core.planner.plan import StepPlan, Verdict, judge
-from optiq_core.planner.shape import StepShape, full_shape, largest_packed_shape, largest_shape
+from optiq_core.planner.shape import StepShape, full_shape, largest_packed_shape, largest_pairs_shape, largest_shape
 from optiq_core.planner.step import Knobs, plan_step, splits
 from optiq_core.train.config import MAX_RANK, TrainConfig
 from optiq_core.train.data import Example
@@ -66,21 +66,25 @@ class Planner:
     def shape(self, config: TrainConfig) -> StepShape:
         """The largest batch, or part of one, that the data can make, or that the configuration allows."""
         rows = config.rows_at_a_time
-        if not self.examples:
-            return full_shape(rows, config.max_seq_length, config.pack_length)
         limit = config.max_seq_length
-        cut = [Example(e.tokens[:limit], e.start) for e in self.examples if e.start < min(limit, len(e.tokens))]
+        cut = [e.cut(limit) for e in self.examples if e.cut(limit).trainable]
         if not cut:
-            return full_shape(rows, limit, config.pack_length)
+            return self._full(config, rows, limit)
+        if config.objective != "sft":
+            return largest_pairs_shape(cut, rows)
         if config.pack_length:
             return largest_packed_shape(cut, rows, config.pack_length)
         return largest_shape(cut, rows)
+
+    def _full(self, config: TrainConfig, batch_size: int, tokens: int) -> StepShape:
+        """A batch of examples of this length; of pairs there are two rows each."""
+        return full_shape(batch_size * (1 if config.objective == "sft" else 2), tokens, config.pack_length)
 
     def plan_shape(self, config: TrainConfig, shape: StepShape) -> StepPlan:
         """A step of the given shape."""
         key = (
             *(config.rank, config.rank_scaling, config.num_layers, config.target_modules, config.dropout > 0),
-            *(config.method, config.rows_at_a_time < config.batch_size),
+            *(config.method, config.objective, config.rows_at_a_time < config.batch_size),
             *(config.grad_checkpoint, config.loss_chunk, tuple(sorted(config.rank_pattern.items())), shape),
         )
         if key not in self._plans:
@@ -102,6 +106,7 @@ class Planner:
             ranks_of(model, targets, known, data=None, loss=full_loss),
             dropout=config.dropout,
             method=config.method,
+            objective=config.objective,
             grad_checkpoint=config.grad_checkpoint,
             loss_chunk=config.loss_chunk,
             accumulate=config.rows_at_a_time < config.batch_size,
@@ -118,7 +123,7 @@ class Planner:
         """Most tokens per example that fit, 0 if none do; the data's own lengths do not matter here."""
 
         def fits(tokens: int) -> bool:
-            return self._shape_fits(config, full_shape(config.rows_at_a_time, tokens, config.pack_length))
+            return self._shape_fits(config, self._full(config, config.rows_at_a_time, tokens))
 
         return _largest(fits, 8, _MAX_TOKENS)
 
@@ -126,7 +131,7 @@ class Planner:
         """Most examples per step that fit, each as long as the configuration allows."""
 
         def fits(rows: int) -> bool:
-            return self._shape_fits(config, full_shape(rows, config.max_seq_length, config.pack_length))
+            return self._shape_fits(config, self._full(config, rows, config.max_seq_length))
 
         return _largest(fits, 1, _MAX_BATCH)
 

@@ -34,6 +34,14 @@ def full_shape(batch_size: int, tokens: int, pack_length: int = 0) -> StepShape:
     return StepShape(batch_size, width, padded(batch_size * (tokens - 1)), pack_length > 0)
 
 
+def largest_pairs_shape(examples: Sequence[Example], batch_size: int) -> StepShape:
+    """The largest batch of preferred and rejected answers, or one that is larger still."""
+    answers = [answer for example in examples for answer in (example, example.rejected) if answer]
+    rows = 2 * min(batch_size, len(examples))
+    most = sorted((len(answer.tokens) - answer.start for answer in answers), reverse=True)[:rows]
+    return StepShape(rows, padded(max(example.length for example in examples) - 1), padded(sum(most)))
+
+
 def largest_packed_shape(examples: Sequence[Example], batch_size: int, pack_length: int) -> StepShape:
     """The largest batch of packed rows, or one that is larger still: what could be in it is bounded, not tried."""
     total = sum(len(example.tokens) for example in examples)

@@ -20,7 +20,8 @@ from optiq_core.planner.shape import StepShape
 from optiq_core.planner.trace import Borders, trace
 from optiq_core.train.layers import apply_lora
 from optiq_core.train.loss import make_loss, model_parts
-from optiq_core.train.schemes import Method
+from optiq_core.train.preference import preference_loss
+from optiq_core.train.schemes import Method, Objective
 from optiq_core.train.step import make_gradient, make_part
 
 _PRODUCTS = ("Matmul", "AddMM", "QuantizedMatmul", "GatherMM", "GatherQMM")
@@ -35,7 +36,7 @@ class Knobs:
     Attributes:
         ranks: module path to rank.
         scale, dropout, method: of the low-rank layers.
-        grad_checkpoint, loss_chunk: see :class:`optiq_core.train.config.TrainConfig`.
+        objective, grad_checkpoint, loss_chunk: see :class:`optiq_core.train.config.TrainConfig`.
         accumulate: a batch comes in several parts, of which the shape is one.
     """
 
@@ -43,6 +44,7 @@ class Knobs:
     scale: float = 20.0
     dropout: float = 0.0
     method: Method = "lora"
+    objective: Objective = "sft"
     grad_checkpoint: bool = False
     loss_chunk: int = 0
     accumulate: bool = False
@@ -133,7 +135,11 @@ def _gradient_graph(
     if shape.packed:
         inputs["segments"] = mx.zeros((shape.rows, shape.width), mx.int32)
     names = [name for name, _ in parameters]
-    loss = make_loss(split=split, chunk=knobs.loss_chunk)
+    loss = (
+        make_loss(split=split, chunk=knobs.loss_chunk)
+        if knobs.objective == "sft"
+        else preference_loss(split=split, objective=knobs.objective, beta=1.0)
+    )
 
     borders = Borders()
     trainable = dict(tree_flatten(model.trainable_parameters()))

@@ -35,6 +35,7 @@ class Batch:
         real_tokens: tokens that are not padding.
         segments: ``[B, T]``, with packing the number in its row of the example that each input belongs to, 0 for
             padding; ``spans`` mean nothing then.
+        pairs: of preferred and rejected answers, 0 without preferences.
         lines: where the examples stand in their file.
     """
 
@@ -44,6 +45,7 @@ class Batch:
     loss_tokens: int
     real_tokens: int
     segments: IntArray | None = None
+    pairs: int = 0
     lines: tuple[int, ...] = ()
 
 
@@ -57,7 +59,9 @@ def padded(length: int) -> int:
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Pad examples into one batch."""
+    """Pad examples into one batch; where they have rejected answers, those follow in as many rows more."""
+    lines = tuple(example.line for example in examples)
+    examples = [*examples, *(example.rejected for example in examples if example.rejected)]
     width = padded(max(len(example.tokens) for example in examples) - 1)
     tokens = np.zeros((len(examples), width + 1), np.int32)
     spans = np.zeros((len(examples), 2), np.int32)
@@ -75,7 +79,8 @@ def collate(examples: Sequence[Example]) -> Batch:
         positions=flat,
         loss_tokens=len(positions),
         real_tokens=sum(len(example.tokens) for example in examples),
-        lines=tuple(example.line for example in examples),
+        pairs=len(examples) - len(lines),
+        lines=lines,
     )
 
 
@@ -135,7 +140,7 @@ class BatchOrder:
 
     def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int, pack_length: int = 0) -> None:
         self._examples = examples
-        lengths = [len(example.tokens) for example in examples]
+        lengths = [example.length for example in examples]
         self._rows = pack(lengths, pack_length) if pack_length else [[i] for i in range(len(examples))]
         self._lengths = [sum(lengths[i] for i in row) for row in self._rows]
         self._packed = pack_length > 0
@@ -168,6 +173,6 @@ class BatchOrder:
 
 def sequential(examples: Sequence[Example], *, batch_size: int, limit: int) -> Iterator[Batch]:
     """The first ``limit`` batches of the examples, for validation: the same ones every time."""
-    chosen = sorted(examples[: batch_size * limit], key=lambda example: len(example.tokens))
+    chosen = sorted(examples[: batch_size * limit], key=lambda example: example.length)
     for start in range(0, len(chosen), batch_size):
         yield collate(chosen[start : start + batch_size])

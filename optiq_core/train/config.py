@@ -10,10 +10,12 @@ from optiq_core.errors import TrainingError
 from optiq_core.train.schemes import (
     BUDGET_SCHEMES,
     METHODS,
+    OBJECTIVES,
     OPTIMIZERS,
     RANK_SCALINGS,
     SCHEDULES,
     Method,
+    Objective,
     Optimizer,
     RankScaling,
     Schedule,
@@ -39,12 +41,21 @@ _RANGES: dict[str, tuple[int, int]] = {
     "seed": (0, 2**64 - 1),
 }
 
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "optimizer": OPTIMIZERS,
+    "lr_schedule": SCHEDULES,
+    "method": METHODS,
+    "objective": OBJECTIVES,
+}
+
 
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of one run; the fields and defaults of ``optiq.v1.TrainingConfig``.
 
     Attributes:
         data_path: folder with ``train.jsonl`` and optionally ``valid.jsonl``.
+        objective: ``sft``, or over pairs of answers ``dpo`` or ``orpo``: data with prompt, chosen and rejected.
+        beta: DPO's inverse temperature, ORPO's weight of the odds ratio; no effect with ``sft``.
         rank: base rank; ``rank_scaling`` decides what each module gets from it.
         rank_scaling: a scheme of :mod:`optiq_core.train.ranks`.
         rank_pattern: with ``pattern``: module path, or its end after a dot, to rank.
@@ -80,6 +91,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     data_path: str
+    objective: Objective = "sft"
+    beta: float = 0.1
     rank: int = 8
     rank_scaling: RankScaling = "by_bits"
     rank_pattern: dict[str, int] = {}
@@ -136,6 +149,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         found += self._rank_violations()
         if not (math.isfinite(self.scale) and 0 < self.scale <= 1e4):
             found.append(("scale", f"must be above 0 and at most 10000, is {self.scale}"))
+        found += self._objective_violations()
         if not 0 <= self.dropout < 1:
             found.append(("dropout", f"must be at least 0 and below 1, is {self.dropout}"))
         found += self._optimizer_violations()
@@ -147,7 +161,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         found: list[tuple[str, str]] = []
         if not 0 < self.learning_rate <= 1:
             found.append(("learning_rate", f"must be above 0 and at most 1, is {self.learning_rate}"))
-        for name, known in (("optimizer", OPTIMIZERS), ("lr_schedule", SCHEDULES), ("method", METHODS)):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 found.append((name, f"must be one of {', '.join(known)}, is {getattr(self, name)!r}"))
         if self.loraplus_ratio and not 1 <= self.loraplus_ratio <= 1000:
@@ -164,6 +178,19 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             found.append(("clip_norm", f"must be at least 0, is {self.clip_norm}"))
         if 0 < self.iters <= self.warmup_steps:
             found.append(("warmup_steps", f"must be below iters, which is {self.iters}; is {self.warmup_steps}"))
+        return found
+
+    def _objective_violations(self) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        if not 0 < self.beta <= 100:
+            found.append(("beta", f"must be above 0 and at most 100, is {self.beta}"))
+        if self.objective in ("dpo", "orpo"):
+            if self.pack_length:
+                found.append(("pack_length", f"must be 0 with {self.objective}, whose rows are single answers"))
+            if self.loss_chunk:
+                found.append(("loss_chunk", f"must be 0 with {self.objective}, which needs whole answers at once"))
+            if self.mask_prompt is False:
+                found.append(("mask_prompt", f"{self.objective} compares answers; prompts are always masked"))
         return found
 
     def _rank_violations(self) -> list[tuple[str, str]]:

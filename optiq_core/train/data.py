@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,32 @@ __all__ = ["DataSummary", "Example", "Split", "TrainingData", "check_data", "enc
 class Example:
     """Token ids, and the index of the first one to predict (at least 1: nothing predicts the first).
 
-    ``line`` is where the example stands in its file, counted from 1; 0 if it comes from none.
+    ``line`` is where the example stands in its file, counted from 1; 0 if it comes from none. With preferences the
+    answer that is not preferred comes along, as an example with the same prompt.
     """
 
     tokens: tuple[int, ...]
     start: int
     line: int = 0
+    rejected: Example | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens, of the longer answer where there are two."""
+        return max(len(self.tokens), self.rejected.length if self.rejected else 0)
 
     @property
     def trainable(self) -> int:
-        """Tokens that carry loss."""
-        return max(0, len(self.tokens) - self.start)
+        """Tokens that carry loss, of the shorter answer where there are two."""
+        own = max(0, len(self.tokens) - self.start)
+        return min(own, self.rejected.trainable) if self.rejected else own
 
     def cut(self, length: int) -> Example:
         """The first ``length`` tokens."""
-        return self if len(self.tokens) <= length else Example(self.tokens[:length], self.start, self.line)
+        if self.length <= length:
+            return self
+        rejected = self.rejected.cut(length) if self.rejected else None
+        return Example(self.tokens[:length], self.start, self.line, rejected)
 
 
 @dataclass
@@ -112,6 +123,10 @@ def encode(
             yield record, Example(tokens=(), start=1, line=record.line)
             continue
         try:
+            if record.format == "preference":
+                chosen, rejected = (processors.answer(record, key, where) for key in ("chosen", "rejected"))
+                yield record, replace(chosen, rejected=rejected)
+                continue
             tokens, offset = processors.of(record, where).process(record.value)
         except DataError:
             raise
@@ -123,7 +138,10 @@ def encode(
 def _tokenize(records: Iterable[Record], tokenizer: Any, config: TrainConfig, file: str) -> Split:
     split = Split()
     for _, whole in encode(records, tokenizer, mask_prompt=config.mask_prompt, file=file):
-        split.cut += len(whole.tokens) > config.max_seq_length
+        if (whole.rejected is not None) != (config.objective in ("dpo", "orpo")):
+            needed = "'prompt', 'chosen' and 'rejected'" if whole.rejected is None else "answers without a rejected one"
+            raise DataError(f"{file} line {whole.line}: objective {config.objective} needs {needed}")
+        split.cut += whole.length > config.max_seq_length
         example = whole.cut(config.max_seq_length)
         # An example that is all prompt after the cut has a loss of 0 over 0 tokens: NaN for the whole run.
         if example.trainable > 0:
@@ -146,9 +164,22 @@ class _Processors:
             "chat": ChatDataset([], tokenizer, mask_prompt=mask),
             "text": TextDataset([], tokenizer),
         }
+        self._answers = ChatDataset([], tokenizer, mask_prompt=True)
         self._has_template = getattr(tokenizer, "chat_template", None) is not None or bool(
             getattr(tokenizer, "has_chat_template", False)
         )
+
+    def answer(self, record: Record, key: str, where: str) -> Example:
+        """The prompt with one of its answers."""
+        if not self._has_template:
+            raise DataError(f"{where}: the base has no chat template, which preferences need")
+        prompt, answer = record.value["prompt"], record.value[key]
+        messages = [
+            *(prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]),
+            *(answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]),
+        ]
+        tokens, offset = self._answers.process({"messages": messages, "tools": record.value.get("tools")})
+        return Example(tokens=tuple(tokens), start=max(1, offset), line=record.line)
 
     def of(self, record: Record, where: str) -> Any:
         if record.format == "text" and self._mask_text:
@@ -161,5 +192,7 @@ class _Processors:
 def _digest(examples: Iterable[Example]) -> str:
     hasher = hashlib.sha256()
     for example in examples:
-        hasher.update(f"{example.start}:{','.join(map(str, example.tokens))}\n".encode())
+        for answer in (example, example.rejected):
+            if answer is not None:
+                hasher.update(f"{answer.start}:{','.join(map(str, answer.tokens))}\n".encode())
     return hasher.hexdigest()

@@ -22,7 +22,7 @@ Loss = Callable[[nn.Module, Inputs], tuple[mx.array, mx.array]]
 _PROBE = [[1, 2, 3, 4]]
 
 
-def _states(body: Head, model: nn.Module, inputs: Inputs) -> mx.array:
+def hidden_states(body: Head, model: nn.Module, inputs: Inputs) -> mx.array:
     """Hidden states (or logits) of the inputs, each example by itself where several share a row."""
     tokens = inputs["tokens"][:, :-1]
     if "segments" not in inputs:
@@ -50,7 +50,7 @@ def full_loss(model: nn.Module, inputs: Inputs) -> tuple[mx.array, mx.array]:
 def sparse_loss(model: nn.Module, body: Head, head: Head, inputs: Inputs) -> tuple[mx.array, mx.array]:
     """``full_loss`` with the head computed at ``inputs["positions"]`` only."""
     tokens, positions, count = inputs["tokens"], inputs["positions"], inputs["count"]
-    hidden = _states(body, model, inputs)
+    hidden = hidden_states(body, model, inputs)
     hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
     targets = tokens[:, 1:].reshape(-1)[positions]
     mask = mx.arange(positions.size) < count
@@ -65,7 +65,7 @@ def chunked_loss(model: nn.Module, body: Head, head: Head, inputs: Inputs, chunk
     computes it at once and gives its logits back; nothing is computed twice. One chunk waits for the one before.
     """
     tokens, positions, count = inputs["tokens"], inputs["positions"], inputs["count"]
-    hidden = _states(body, model, inputs)
+    hidden = hidden_states(body, model, inputs)
     hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
     targets = tokens[:, 1:].reshape(-1)[positions]
     mask = mx.arange(positions.size) < count
@@ -156,6 +156,8 @@ def to_inputs(batch: Batch) -> Inputs:
         "positions": mx.array(batch.positions),
         "count": mx.array(batch.loss_tokens),
     }
+    if batch.pairs:
+        inputs["pairs"] = mx.array(batch.pairs)
     if batch.segments is not None:
         inputs["segments"] = mx.array(batch.segments)
     return inputs

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from optiq_core.train.config import TrainConfig
-from optiq_core.train.schemes import METHODS, OPTIMIZERS, RANK_SCALINGS, SCHEDULES
+from optiq_core.train.schemes import METHODS, OBJECTIVES, OPTIMIZERS, RANK_SCALINGS, SCHEDULES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,6 +28,8 @@ class _Setting:
 
 
 _SETTINGS = (
+    _Setting("objective", "dpo and orpo take lines with prompt, chosen and rejected.", OBJECTIVES),
+    _Setting("beta", "DPO's inverse temperature; ORPO's weight of the odds ratio."),
     _Setting("rank", "Base rank."),
     _Setting("scale", "Factor on the low-rank product."),
     _Setting("method", "lora, or dora: also learns the norm of each output row.", METHODS),

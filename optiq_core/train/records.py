@@ -1,6 +1,7 @@
 """Reads training files: which records there are and whether they are well formed. No MLX, no tokenizer.
 
-The formats are mlx-lm's: ``prompt`` + ``completion``, ``messages`` (with optional ``tools``), ``text``. The
+The formats are mlx-lm's: ``prompt`` + ``completion``, ``messages`` (with optional ``tools``), ``text``; and for
+preferences ``prompt`` + ``chosen`` + ``rejected``, each text or a list of messages. The
 first record of a file sets its format, with that precedence. A later record that lacks the first one's
 keys may be of another of the three formats (mlx-lm would stop there with a KeyError).
 """
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 from optiq_core.errors import DataError
 
-RecordFormat = Literal["completions", "chat", "text"]
+RecordFormat = Literal["completions", "chat", "text", "preference"]
 
 TRAIN_FILE = "train.jsonl"
 VALID_FILE = "valid.jsonl"
@@ -23,8 +24,9 @@ _KEYS: dict[RecordFormat, tuple[str, ...]] = {
     "completions": ("prompt", "completion"),
     "chat": ("messages",),
     "text": ("text",),
+    "preference": ("prompt", "chosen", "rejected"),
 }
-_EXPECTED = "'messages', 'prompt' and 'completion', or 'text'"
+_EXPECTED = "'messages', 'prompt' and 'completion', 'text', or 'prompt', 'chosen' and 'rejected'"
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def _parse(line: str, number: int, file: str, first: RecordFormat | None) -> Rec
         raise DataError(f"{where}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise DataError(f"{where}: must be a JSON object with {_EXPECTED}, is {_type_name(value)}")
-    candidates: list[RecordFormat] = [*([first] if first else []), "completions", "chat", "text"]
+    candidates: list[RecordFormat] = [*([first] if first else []), "completions", "chat", "text", "preference"]
     for name in candidates:
         if all(key in value for key in _KEYS[name]):
             _check_values(value, name, where)
@@ -103,20 +105,32 @@ def _parse(line: str, number: int, file: str, first: RecordFormat | None) -> Rec
 
 
 def _check_values(value: dict[str, Any], name: RecordFormat, where: str) -> None:
+    if name == "preference":
+        for key in _KEYS[name]:
+            if isinstance(value[key], list):
+                _check_messages(value[key], key, where)
+            elif not isinstance(value[key], str):
+                raise DataError(f"{where}: '{key}' must be a string or messages, is {_type_name(value[key])}")
+        return
     if name != "chat":
         for key in _KEYS[name]:
             if not isinstance(value[key], str):
                 raise DataError(f"{where}: '{key}' must be a string, is {_type_name(value[key])}")
         return
-    messages = value["messages"]
+    _check_messages(value["messages"], "messages", where)
+    if not isinstance(value.get("tools") or [], list):
+        raise DataError(f"{where}: 'tools' must be a list of tool descriptions, is {_type_name(value['tools'])}")
+
+
+def _check_messages(messages: Any, key: str, where: str) -> None:
     if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: 'messages' must be a list with at least one message")
+        raise DataError(f"{where}: '{key}' must be a list with at least one message")
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise DataError(f"{where}: 'messages[{index}]' must be an object with a 'role'")
+            raise DataError(f"{where}: '{key}[{index}]' must be an object with a 'role'")
         content = message.get("content")
         if not (isinstance(content, (str, list)) or (content is None and "tool_calls" in message)):
-            raise DataError(f"{where}: 'messages[{index}].content' must be a string, is {_type_name(content)}")
+            raise DataError(f"{where}: '{key}[{index}].content' must be a string, is {_type_name(content)}")
 
 
 def _type_name(value: object) -> str:

@@ -22,3 +22,7 @@ SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 Method = Literal["lora", "dora"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
+
+Objective = Literal["sft", "dpo", "orpo"]
+
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)

@@ -45,8 +45,8 @@ def make_gradient(model: nn.Module, loss: Loss) -> Callable[[Inputs], tuple[mx.a
 def make_part(model: nn.Module, loss: Loss) -> Callable[[Inputs, mx.array, Any], tuple[mx.array, mx.array, Any]]:
     """A function that adds one part of a batch to the sums of those before; nothing is computed yet.
 
-    It takes the part, the tokens with loss of the whole batch, and the gradients so far; it returns the part's share of
-    the loss, its tokens, and the gradients with its own added. A mean over the batch is the sum of the parts' means
+    It takes the part, the tokens with loss (or pairs) of the whole batch, and the gradients so far; it returns the
+    part's share of the loss, its tokens, and the gradients with its own added. A mean over the batch is the sum of the parts' means
     weighted by their tokens, so that the last sum is the gradient of the whole batch.
     """
     value_and_grad = nn.value_and_grad(model, loss)
@@ -104,7 +104,7 @@ def make_step(
         return number(value), int(number(count)), bool(finite.item()), grads
 
     def summed(parts: Sequence[Inputs], proceed: Callable[[], bool]) -> tuple[float, int, bool, Any]:
-        total = mx.array(sum(int(number(each["count"])) for each in parts))
+        total = mx.array(sum(int(number(each.get("pairs", each["count"]))) for each in parts))
         sums = tree_map(mx.zeros_like, model.trainable_parameters())
         mx.eval(total, sums)
         loss_sum, tokens = 0.0, 0

@@ -28,6 +28,7 @@ from optiq_core.train.loss import Loss, loss_for, number, to_inputs
 from optiq_core.train.meter import Meter
 from optiq_core.train.optim import build_optimizer
 from optiq_core.train.packed import check_packable
+from optiq_core.train.preference import preference_loss_for
 from optiq_core.train.ranks import distribution
 from optiq_core.train.records import TRAIN_FILE, VALID_FILE
 from optiq_core.train.step import InterruptedStepError, make_step, seed_step
@@ -121,7 +122,11 @@ class _Run:
             field = "patience" if config.patience else "keep_best"
             raise TrainingError(f"{field}: needs validation examples, in {VALID_FILE} beside {TRAIN_FILE}", field=field)
         # The head is probed on the bare base; adapters never touch it.
-        self.loss: Loss = loss_for(self.model, config.loss_chunk)
+        self.loss: Loss = (
+            loss_for(self.model, config.loss_chunk)
+            if config.objective == "sft"
+            else preference_loss_for(self.model, config.objective, config.beta)
+        )
         if config.pack_length:
             check_packable(self.model)
         targets = rank_targets(self.model, base.metadata, config)
@@ -199,7 +204,7 @@ class _Run:
             meter.add(result.loss, result.tokens, read, result.applied, time.perf_counter() - started)
             if result.applied:
                 skipped_in_a_row = 0
-                state.trained_tokens += result.tokens
+                state.trained_tokens += sum(part.loss_tokens for part in parts)
             else:
                 skipped_in_a_row += 1
                 self._skipped(skipped_in_a_row, parts)

@@ -232,6 +232,8 @@ class TrainingConfig:
     loraplus_ratio: float = 0.0
     pack_length: int = 0
     micro_batch_size: int = 0
+    objective: str = ""
+    beta: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
