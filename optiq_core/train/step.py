@@ -46,8 +46,8 @@ def make_part(model: nn.Module, loss: Loss) -> Callable[[Inputs, mx.array, Any],
     """A function that adds one part of a batch to the sums of those before; nothing is computed yet.
 
     It takes the part, the tokens with loss (or pairs) of the whole batch, and the gradients so far; it returns the
-    part's share of the loss, its tokens, and the gradients with its own added. A mean over the batch is the sum of the parts' means
-    weighted by their tokens, so that the last sum is the gradient of the whole batch.
+    part's share of the loss, its tokens, and the gradients with its own added. A mean over the batch is the sum of the
+    parts' means weighted by their tokens, so that the last sum is the gradient of the whole batch.
     """
     value_and_grad = nn.value_and_grad(model, loss)
 
