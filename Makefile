@@ -45,9 +45,10 @@ format: setup ## format in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-protos: setup ## regenerate the protobuf code beside its sources
+protos: setup ## regenerate the protobuf code and its reference page beside the sources
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. \
 	  $$(find optiq_protos -name '*.proto' | sort)
+	$(BIN)/python protos/reference.py
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

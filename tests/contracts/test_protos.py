@@ -6,9 +6,12 @@ PACKAGE_DIRECTORY_MATCH holds below it (``optiq.v1`` in ``optiq_protos/v1``).
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from google.protobuf import descriptor_pb2
@@ -138,3 +141,65 @@ def test_every_training_setting_is_on_the_wire() -> None:
     from optiq_protos.v1 import training_pb2
 
     assert {field.name for field in fields(TrainConfig)} == set(training_pb2.TrainingConfig.DESCRIPTOR.fields_by_name)
+
+
+@pytest.fixture(scope="module")
+def tools() -> Iterator[tuple[ModuleType, ModuleType]]:
+    """The scripts beside the sources."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        yield importlib.import_module("reference"), importlib.import_module("compatibility")
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+def test_the_reference_page_is_current(tools: tuple[ModuleType, ModuleType]) -> None:
+    reference, _ = tools
+    made = reference.page(reference.descriptors())
+    assert reference.PAGE.read_text() == made, "run `make protos`"
+    assert "### GenerationService" in made and "Streams completions." in made
+
+
+def test_nothing_that_was_released_is_taken_away(tools: tuple[ModuleType, ModuleType]) -> None:
+    reference, compatibility = tools
+    assert compatibility.breaking(compatibility.released(), reference.descriptors()) == []
+
+
+def test_what_breaks_callers_is_found(tools: tuple[ModuleType, ModuleType]) -> None:
+    compatibility = tools[1]
+    old = compatibility.released()
+
+    def after(change: Callable[[descriptor_pb2.FileDescriptorProto], None]) -> list[str]:
+        new = [descriptor_pb2.FileDescriptorProto.FromString(file.SerializeToString()) for file in old]
+        change(next(file for file in new if file.name.endswith("generation.proto")))
+        return compatibility.breaking(old, new)
+
+    def message(file: descriptor_pb2.FileDescriptorProto, name: str) -> descriptor_pb2.DescriptorProto:
+        return next(m for m in file.message_type if m.name == name)
+
+    def reserve(file: descriptor_pb2.FileDescriptorProto) -> None:
+        queued = message(file, "Queued")
+        queued.reserved_range.add(start=1, end=2)
+        queued.reserved_name.append(queued.field.pop(0).name)
+
+    assert after(lambda file: None) == []
+    assert after(lambda file: message(file, "Queued").field.add(name="other", number=9, type=5, label=1)) == []
+    assert after(reserve) == []
+    for change, where in (
+        (lambda file: message(file, "Queued").field.pop(0), "Queued.position"),
+        (lambda file: setattr(message(file, "Queued").field[0], "number", 2), "Queued.position"),
+        (lambda file: setattr(message(file, "Queued").field[0], "type", 9), "Queued.position"),
+        (lambda file: setattr(message(file, "Queued").field[0], "label", 3), "Queued.position"),
+        (lambda file: message(file, "GenerateRequest").field[3].ClearField("oneof_index"), "GenerateRequest.prompt"),
+        (lambda file: setattr(file.enum_type[0].value[0], "name", "OTHER"), file_enum(old)),
+        (lambda file: file.service[0].method.pop(), "GenerationService.Generate"),
+        (lambda file: setattr(file.service[0].method[0], "server_streaming", False), "GenerationService.Generate"),
+        (lambda file: file.message_type.remove(message(file, "Usage")), "optiq.v1.Usage"),
+    ):
+        found = after(change)
+        assert found and where in found[0], (where, found)
+
+
+def file_enum(files: list[descriptor_pb2.FileDescriptorProto]) -> str:
+    """The first enum of generation.proto."""
+    return next(file for file in files if file.name.endswith("generation.proto")).enum_type[0].name
