@@ -265,7 +265,7 @@ class AsyncClient:
             response_deserializer=call.response.FromString,
         )
         try:
-            response = await method(call.requests(), timeout=timeout)
+            response = await method(call.requests(), timeout=timeout, metadata=self._credentials.metadata)
         except grpc.RpcError as error:
             raise to_error(error, address=self.address) from error
         return call.convert(response)

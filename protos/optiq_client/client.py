@@ -268,7 +268,7 @@ class Client:
             response_deserializer=call.response.FromString,
         )
         try:
-            return call.convert(method(call.requests(), timeout=timeout))
+            return call.convert(method(call.requests(), timeout=timeout, metadata=self._credentials.metadata))
         except grpc.RpcError as error:
             raise to_error(error, address=self.address) from error
 

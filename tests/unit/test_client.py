@@ -6,8 +6,11 @@ import asyncio
 import dataclasses
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 from google.protobuf import descriptor
 from grpc_health.v1 import health_pb2
@@ -30,6 +33,7 @@ from optiq_client import (
     JobState,
     Message,
     NotFound,
+    OptiqClientError,
     Queued,
     RankScaling,
     Started,
@@ -386,3 +390,38 @@ async def test_a_cancelled_task_stays_cancelled(server: FakeDaemonThread) -> Non
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+def test_every_kind_of_call_carries_the_token(tmp_path: Path) -> None:
+    seen: list[tuple[str, str]] = []
+
+    class Listener(grpc.ServerInterceptor):
+        def intercept_service(self, continuation: Any, details: Any) -> Any:
+            seen.append((details.method.rpartition("/")[2], dict(details.invocation_metadata).get("authorization", "")))
+            return continuation(details)
+
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=[Listener()])
+    server.add_insecure_port(f"unix:{tmp_path}/s")
+    server.start()
+    pirate = Path(__file__).parents[2] / "optiq_core/experiments/ready/pirate"
+    try:
+        with Client(f"unix:{tmp_path}/s", token="secret") as client:
+            for asked in (
+                client.adapters.list,
+                lambda: client.adapters.upload(pirate, "a"),
+                lambda: client.generate("x").read(),
+            ):
+                with pytest.raises(OptiqClientError):
+                    asked()
+
+        async def ask() -> None:
+            async with AsyncClient(f"unix:{tmp_path}/s", token="secret") as client:
+                with pytest.raises(OptiqClientError):
+                    await client.adapters.upload(pirate, "a")
+
+        asyncio.run(ask())
+    finally:
+        server.stop(0)
+    assert seen == [
+        (method, "Bearer secret") for method in ("ListAdapters", "UploadAdapter", "Generate", "UploadAdapter")
+    ]

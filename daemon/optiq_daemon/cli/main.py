@@ -21,6 +21,7 @@ SUMMARIES = {
     "tui": "Watch adapters, jobs and requests in a dashboard.",
     "ps": "Show the base, the engine, resident adapters and live requests.",
     "generate": "Generate text with an adapter.",
+    "call": "Call SERVICE/METHOD with a REQUEST in JSON, or list the methods.",
     "chat": "Talk with an adapter, and switch adapters on the way.",
     "adapters": "List, import, load and remove adapters.",
     "jobs": "Submit, watch, pause and cancel training jobs.",
