@@ -107,7 +107,8 @@ def fuse_adapter(
         linear = linears[path]
         wanted = _wanted(linear, arrays)
         if isinstance(linear, nn.QuantizedLinear) and not keep_float:
-            cosines[path] = _add_quantized(linear, wanted)
+            add = _add_to_biases if _same_in_groups(linear, arrays) else _add_quantized
+            cosines[path] = add(linear, wanted)
         else:
             _add_float(model, path, linear, wanted)
             _mark_float(config, path)
@@ -136,6 +137,30 @@ def _wanted(linear: nn.Module, arrays: ModuleArrays) -> mx.array:
     return mx.array(arrays.magnitude)[:, None] * merged / mx.linalg.norm(merged, axis=1, keepdims=True) - weight
 
 
+def _same_in_groups(linear: nn.QuantizedLinear, arrays: ModuleArrays) -> bool:
+    """Whether the change is one number for each quantization group, as QA-LoRA's is (arXiv:2309.14717)."""
+    if linear.get("biases") is None or arrays.magnitude is not None:
+        return False
+    groups = arrays.a.reshape(-1, linear.group_size, arrays.rank)
+    return bool((groups == groups[:, :1]).all())
+
+
+def _add_to_biases(linear: nn.QuantizedLinear, wanted: mx.array) -> float:
+    """Add a change that is the same in each group: the integers and scales stay, nothing is rounded to a grid."""
+    before = base_weight(linear)
+    # In float32: a bias rounded to 16 bits would move all of its group.
+    linear.biases = linear.biases.astype(mx.float32) + wanted[:, :: linear.group_size]
+    linear.scales = linear.scales.astype(mx.float32)
+    mx.eval(linear.parameters())
+    return _cosine(base_weight(linear) - before, wanted)
+
+
+def _cosine(there: mx.array, wanted: mx.array) -> float:
+    norms = mx.linalg.norm(there) * mx.linalg.norm(wanted)
+    cosine: Any = ((there * wanted).sum() / mx.maximum(norms, 1e-30)).item()
+    return float(cosine)
+
+
 def _add_quantized(linear: nn.QuantizedLinear, wanted: mx.array) -> float:
     before = base_weight(linear)
     dtype = linear.scales.dtype
@@ -145,11 +170,8 @@ def _add_quantized(linear: nn.QuantizedLinear, wanted: mx.array) -> float:
     linear.scales = quantized[1].astype(dtype) if affine else quantized[1]
     if affine:
         linear.biases = quantized[2].astype(dtype)
-    there = base_weight(linear) - before
-    norms = mx.linalg.norm(there) * mx.linalg.norm(wanted)
-    cosine: Any = ((there * wanted).sum() / mx.maximum(norms, 1e-30)).item()
     mx.eval(linear.parameters())
-    return float(cosine)
+    return _cosine(base_weight(linear) - before, wanted)
 
 
 def _add_float(model: nn.Module, path: str, linear: nn.Module, wanted: mx.array) -> None:

@@ -20,6 +20,7 @@ from optiq_core.planner.shape import StepShape, full_shape, largest_packed_shape
 from optiq_core.planner.step import Knobs, plan_step, splits
 from optiq_core.train.config import MAX_RANK, TrainConfig
 from optiq_core.train.data import Example
+from optiq_core.train.layers import merge_grids
 from optiq_core.train.loss import full_loss
 from optiq_core.train.targets import rank_targets, ranks_of
 
@@ -84,7 +85,7 @@ class Planner:
         """A step of the given shape."""
         key = (
             *(config.rank, config.rank_scaling, config.num_layers, config.target_modules, config.dropout > 0),
-            *(config.method, config.objective, config.rows_at_a_time < config.batch_size),
+            *(config.method, config.objective, config.qat_bits, config.rows_at_a_time < config.batch_size),
             *(config.grad_checkpoint, config.loss_chunk, tuple(sorted(config.rank_pattern.items())), shape),
         )
         if key not in self._plans:
@@ -106,6 +107,7 @@ class Planner:
             ranks_of(model, targets, known, data=None, loss=full_loss),
             dropout=config.dropout,
             method=config.method,
+            grids=merge_grids(metadata, config, (target.path for target in targets)),
             objective=config.objective,
             grad_checkpoint=config.grad_checkpoint,
             loss_chunk=config.loss_chunk,

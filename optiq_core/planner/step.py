@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx import nn, optimizers
 from mlx.utils import tree_flatten, tree_unflatten
 
+from optiq_core.base.metadata import ModuleBits
 from optiq_core.planner.buffers import Kind
 from optiq_core.planner.devices import Backend
 from optiq_core.planner.graph import Graph, mark_backward
@@ -35,7 +36,7 @@ class Knobs:
 
     Attributes:
         ranks: module path to rank.
-        scale, dropout, method: of the low-rank layers.
+        scale, dropout, method, grids: of the low-rank layers.
         objective, grad_checkpoint, loss_chunk: see :class:`optiq_core.train.config.TrainConfig`.
         accumulate: a batch comes in several parts, of which the shape is one.
     """
@@ -44,6 +45,7 @@ class Knobs:
     scale: float = 20.0
     dropout: float = 0.0
     method: Method = "lora"
+    grids: Mapping[str, ModuleBits] | None = None
     objective: Objective = "sft"
     grad_checkpoint: bool = False
     loss_chunk: int = 0
@@ -63,7 +65,9 @@ def plan_step(model: Any, knobs: Knobs, shape: StepShape, backend: Backend, *, s
     if split is None:
         split = splits(model)
     if not any(hasattr(module, "lora_a") for module in model.modules()):
-        apply_lora(model, dict(knobs.ranks), scale=knobs.scale, dropout=knobs.dropout, method=knobs.method)
+        apply_lora(
+            model, dict(knobs.ranks), scale=knobs.scale, dropout=knobs.dropout, method=knobs.method, grids=knobs.grids
+        )
     model.train()
     parameters = tree_flatten(model.parameters())
     trained = dict(tree_flatten(model.trainable_parameters()))

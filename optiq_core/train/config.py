@@ -36,6 +36,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "steps_per_checkpoint": (1, 1_000_000),
     "pack_length": (0, 1_048_576),
     "loss_chunk": (0, 1_048_576),
+    "qat_bits": (0, 8),
     "warmup_steps": (0, 10_000_000),
     "patience": (0, 1_000_000),
     "seed": (0, 2**64 - 1),
@@ -62,7 +63,10 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         budget_like: ``SCHEME:RANK``, for example ``constant:16``: spend as many parameters as that would. Empty: no
             budget.
         scale: factor on the low-rank product.
-        method: ``lora``, or ``dora``, which also learns the norm of each output row (arXiv:2402.09353).
+        method: ``lora``; ``dora``, which also learns the norm of each output row (arXiv:2402.09353); or ``qalora``,
+            which merges into the biases of the base's quantization groups without loss (arXiv:2309.14717).
+        qat_bits: train through the merge: every adapted weight is rounded as the base keeps it, and to so many bits
+            (groups of 64) where the base keeps it in float. 0 is off.
         rslora: divide the factor by the square root of the rank, not by nothing (arXiv:2312.03732): a module of
             rank r gets ``scale * sqrt(rank / r)``, which is alpha / sqrt(r) with alpha = scale * sqrt(rank).
         loraplus_ratio: learning rate of B over that of A (LoRA+, arXiv:2402.12354); 0 is 1.
@@ -99,6 +103,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     budget_like: str = ""
     scale: float = 20.0
     method: Method = "lora"
+    qat_bits: int = 0
     rslora: bool = False
     loraplus_ratio: float = 0.0
     dropout: float = 0.0
@@ -150,6 +155,10 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if not (math.isfinite(self.scale) and 0 < self.scale <= 1e4):
             found.append(("scale", f"must be above 0 and at most 10000, is {self.scale}"))
         found += self._objective_violations()
+        if self.qat_bits in (1, 7):
+            found.append(("qat_bits", f"must be 0, 2, 3, 4, 5, 6 or 8, is {self.qat_bits}"))
+        if self.qat_bits and (self.method != "lora" or self.dropout):
+            found.append(("qat_bits", "rounds the merged weight, which method lora has, without dropout"))
         if not 0 <= self.dropout < 1:
             found.append(("dropout", f"must be at least 0 and below 1, is {self.dropout}"))
         found += self._optimizer_violations()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from optiq_core.base.metadata import ModuleBits
 from optiq_core.errors import TrainingError
+from optiq_core.train.config import TrainConfig
 from optiq_core.train.dora import DoraLinear
+from optiq_core.train.quantized import FLOAT_BITS, QaLoraLinear, QatLinear
 from optiq_core.train.schemes import Method
 
+# Of the groups that a float module is rounded in.
+_GROUP_SIZE = 64
 _ADAPTABLE = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 
 
@@ -62,6 +67,7 @@ def apply_lora(
     scale: float | Callable[[int], float],
     dropout: float,
     method: Method = "lora",
+    grids: Mapping[str, ModuleBits] | None = None,
 ) -> None:
     """Freeze the model and replace each module in ``ranks`` by a low-rank layer around it, in place.
 
@@ -71,14 +77,26 @@ def apply_lora(
         scale: factor on the low-rank product, or what it is at a rank.
         dropout: of the low-rank path's input.
         method: kind of layer.
+        grids: module path to how its weight is quantized: for ``qalora``, and with ``lora`` to train through the merge.
 
     Raises:
         TrainingError: a module cannot carry this kind.
     """
     model.freeze()
     scale_at = scale if callable(scale) else lambda rank: scale
-    if method == "dora":
-        _apply_dora(model, ranks, scale_at, dropout)
+    if method != "lora" or grids:
+        modules = _linear_modules(model, ranks, method if method != "lora" else "qat_bits")
+
+        def layer(path: str, rank: int) -> nn.Module:
+            if method == "lora" and grids:
+                return QatLinear(modules[path], grids[path], rank=rank, scale=scale_at(rank))
+            common: dict[str, Any] = {"rank": rank, "scale": scale_at(rank), "dropout": dropout}
+            if method == "qalora" and grids:
+                return QaLoraLinear(modules[path], grids[path], **common)
+            return DoraLinear(modules[path], **common)
+
+        layers = [(path, layer(path, rank)) for path, rank in sorted(ranks.items())]
+        model.update_modules(tree_unflatten(layers))
         return
     for rank in sorted(set(ranks.values())):
         keys = {path for path, own in ranks.items() if own == rank}
@@ -87,18 +105,50 @@ def apply_lora(
         linear_to_lora_layers(model, -1, parameters)
 
 
-def _apply_dora(model: Any, ranks: Mapping[str, int], scale_at: Callable[[int], float], dropout: float) -> None:
+def _linear_modules(model: Any, paths: Iterable[str], what: str) -> dict[str, Any]:
     modules = dict(model.named_modules())
-    for path in ranks:
+    for path in paths:
         if not isinstance(modules[path], nn.Linear | nn.QuantizedLinear):
+            field = what if what == "qat_bits" else "method"
             raise TrainingError(
-                f"method: dora adapts linear modules; '{path}' is a {type(modules[path]).__name__}", field="method"
+                f"{field}: {what} adapts linear modules; '{path}' is a {type(modules[path]).__name__}", field=field
             )
-    layers = [
-        (path, DoraLinear(modules[path], rank=rank, scale=scale_at(rank), dropout=dropout))
-        for path, rank in sorted(ranks.items())
-    ]
-    model.update_modules(tree_unflatten(layers))
+    return modules
+
+
+def merge_grids(metadata: Any, config: TrainConfig, paths: Iterable[str]) -> dict[str, ModuleBits] | None:
+    """How each module's weight is, or after a merge will be, quantized; None where the run does not ask.
+
+    Args:
+        metadata: the base's.
+        config: its method and ``qat_bits``.
+        paths: of the adapted modules.
+
+    Raises:
+        TrainingError: ``qalora`` over a module that is not quantized in groups with a bias.
+    """
+    if config.method != "qalora" and not config.qat_bits:
+        return None
+    found: dict[str, ModuleBits] = {}
+    for path in paths:
+        grid: ModuleBits | None = metadata.modules.get(path)
+        quantized = grid is not None and grid.bits < FLOAT_BITS
+        if config.method == "qalora" and (grid is None or not quantized or grid.mode != "affine"):
+            raise TrainingError(
+                f"method: qalora needs weights in affine groups; '{path}' has none in this base", field="method"
+            )
+        found[path] = grid if grid is not None and quantized else ModuleBits(config.qat_bits, _GROUP_SIZE, "affine")
+    return found
+
+
+def exported_tensors(model: Any) -> dict[str, mx.array]:
+    """Every trained tensor by its name in an adapter file."""
+    tensors = dict(tree_flatten(model.trainable_parameters()))
+    for path, module in model.named_modules():
+        if hasattr(module, "exported"):
+            tensors = {name: value for name, value in tensors.items() if name.rpartition(".")[0] != path}
+            tensors |= {f"{path}.{leaf}": value for leaf, value in module.exported().items()}
+    return tensors
 
 
 @contextmanager

@@ -19,7 +19,7 @@ Schedule = Literal["constant", "linear", "cosine", "exponential"]
 
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
-Method = Literal["lora", "dora"]
+Method = Literal["lora", "dora", "qalora"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 

@@ -23,7 +23,7 @@ from optiq_core.train.checkpoint import RunState, restore_best, restore_checkpoi
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.data import TrainingData
 from optiq_core.train.events import CheckpointSaved, Event, Progress, Started, Warned
-from optiq_core.train.layers import apply_lora, recomputed_blocks
+from optiq_core.train.layers import apply_lora, exported_tensors, merge_grids, recomputed_blocks
 from optiq_core.train.loss import Loss, loss_for, number, to_inputs
 from optiq_core.train.meter import Meter
 from optiq_core.train.optim import build_optimizer
@@ -133,7 +133,14 @@ class _Run:
         self.bits = {target.path: target.bits for target in targets}
         self.ranks = ranks_of(self.model, targets, config, data=data, loss=self.loss)
         seed_step(config.seed, 0)
-        apply_lora(self.model, self.ranks, scale=config.scale_at, dropout=config.dropout, method=config.method)
+        apply_lora(
+            self.model,
+            self.ranks,
+            scale=config.scale_at,
+            dropout=config.dropout,
+            method=config.method,
+            grids=merge_grids(base.metadata, config, self.ranks),
+        )
         self.optimizer = build_optimizer(config)
         fingerprint = self._fingerprint()
         restored = restore_checkpoint(checkpoint_dir, fingerprint, self.model, self.optimizer)
@@ -162,9 +169,7 @@ class _Run:
         return TrainResult(outcome=outcome, step=self.state.step, valid_loss=best)
 
     def _write(self, out_dir: Path, dtype: StoredType, overwrite: bool) -> None:
-        tensors = {
-            name: np.array(value.astype(mx.float32)) for name, value in tree_flatten(self.model.trainable_parameters())
-        }
+        tensors = {name: np.array(value.astype(mx.float32)) for name, value in exported_tensors(self.model).items()}
         try:
             write_adapter(out_dir, tensors, self._card(), dtype=dtype, overwrite=overwrite)
         except FileExistsError:
@@ -316,7 +321,7 @@ class _Run:
             dropout=config.dropout,
             ranks=self.ranks,
             scales={path: config.scale_at(rank) for path, rank in self.ranks.items()} if config.rslora else {},
-            method=config.method,
+            method="dora" if config.method == "dora" else "lora",
             bits={path: bits for path, bits in self.bits.items() if bits is not None},
             training=TrainingCard(
                 steps=state.step,

@@ -234,6 +234,7 @@ class TrainingConfig:
     micro_batch_size: int = 0
     objective: str = ""
     beta: float = 0.0
+    qat_bits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
