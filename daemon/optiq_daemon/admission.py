@@ -2,8 +2,9 @@
 
 A request waits in its own tenant's queue; the tenant with the least service by its weight
 (:mod:`optiq_daemon.fairness`) sends the next one. No more are sent than the engine has rows, so that its own queue
-stays empty and a choice is never undone by what was sent before. While a tenant is idle, the last rows are kept for
-tenants that hold none: rows cannot be taken back, and a newcomer would wait for a whole answer of somebody else.
+stays empty and a choice is never undone by what was sent before. The last rows are kept for tenants that hold none:
+rows cannot be taken back, and a newcomer would wait for a whole answer of somebody else. Its prompt is urgent in the
+engine, where others' prompts wait for it.
 
 Shadow requests get what is left. They start only while nobody waits and half of the rows are free, and give way as
 soon as somebody needs theirs.
@@ -18,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
 from optiq_daemon.errors import QueueFullError
-from optiq_daemon.fairness import OUTPUT_COST, VirtualCounters
+from optiq_daemon.fairness import OUTPUT_COST, ExpectedLengths, VirtualCounters
 from optiq_daemon.quotas import QuotaGate
 
 ROWS_PER_RESERVED = 16
@@ -33,16 +34,25 @@ class _State(enum.Enum):
 
 
 class Ticket:
-    """One request's place, from its queue to its end."""
+    """One request's place, from its queue to its end.
 
-    def __init__(self, admission: Admission, tenant: str, estimate: int) -> None:
+    Attributes:
+        urgent: its tenant held no row when it was given this one, and another tenant held several.
+    """
+
+    def __init__(self, admission: Admission, tenant: str, estimate: int, longest: int) -> None:
         self.tenant = tenant
         self.position = 0
+        self.urgent = False
         self._admission = admission
         self._state = _State.WAITING
         self._changed = asyncio.Event()
         # What has been charged for the prompt: an estimate when it is sent, the truth when the engine has told.
         self._prompt = estimate
+        self._longest = longest
+        # Tokens of the answer: charged in advance, and come.
+        self._expected = 0.0
+        self._come = 0
 
     async def turn(self) -> AsyncIterator[int]:
         """Positions while it waits, 1 is next, each once; ends when its row is there."""
@@ -63,8 +73,22 @@ class Ticket:
 
     def generated(self, tokens: int) -> None:
         """Tokens came."""
-        self._admission.charge(self.tenant, OUTPUT_COST * tokens)
+        before, self._come = self._come, self._come + tokens
+        beyond = max(self._come - self._expected, 0.0) - max(before - self._expected, 0.0)
+        self._admission.charge(self.tenant, OUTPUT_COST * beyond)
         self._admission.spend(self.tenant, tokens)
+
+    def _sent(self, expected: float, *, urgent: bool) -> None:
+        self.urgent = urgent
+        self._expected = min(expected, self._longest)
+        self._state = _State.RUNNING
+        self._admission.charge(self.tenant, self._prompt + OUTPUT_COST * self._expected)
+        self._changed.set()
+
+    def _ended(self) -> int:
+        """Give back what was charged and did not come; returns the answer's tokens."""
+        self._admission.charge(self.tenant, -OUTPUT_COST * max(self._expected - self._come, 0.0))
+        return self._come
 
 
 class ShadowTicket:
@@ -99,6 +123,7 @@ class Admission:
         self._gate = gate
         self._tenants = tenants
         self._counters = VirtualCounters(weight)
+        self._lengths = ExpectedLengths()
         self._queues: dict[str, deque[Ticket]] = {}
         self._running: Counter[str] = Counter()
         self._in_use = 0
@@ -106,11 +131,12 @@ class Admission:
         self._shadows_running: deque[ShadowTicket] = deque()
 
     @contextmanager
-    def enter(self, tenant: str, estimate: int) -> Iterator[Ticket]:
+    def enter(self, tenant: str, estimate: int, longest: int) -> Iterator[Ticket]:
         """Queue a request; inside, wait for :meth:`Ticket.turn`. Leaving gives the place or the row up.
 
         Args:
             estimate: prompt tokens, roughly; corrected when the engine has counted them.
+            longest: tokens of the answer at most.
 
         Raises:
             QueueFullError: the tenant's queue has no place.
@@ -121,7 +147,7 @@ class Admission:
             self._gate.check(tenant, "queued_requests", len(queue))
             if len(queue) >= self._max_waiting:
                 raise QueueFullError("requests", f"{len(queue)} requests of tenant {tenant!r} wait already")
-        ticket = Ticket(self, tenant, estimate)
+        ticket = Ticket(self, tenant, estimate, longest)
         self._counters.enter(tenant)
         queue.append(ticket)
         self._pump()
@@ -135,6 +161,7 @@ class Admission:
             else:
                 self._running[tenant] -= 1
                 self._in_use -= 1
+                self._lengths.observe(tenant, ticket._ended())
             ticket._state = _State.ENDED
             self._counters.leave(tenant)
             self._pump()
@@ -176,7 +203,8 @@ class Admission:
     @property
     def reserve(self) -> int:
         """Rows that are kept for tenants that hold none."""
-        if self._rows < FEWEST_ROWS or self._counters.active >= self._tenants():
+        everybody = sum(bool(queue) and self._running[tenant] > 0 for tenant, queue in self._queues.items())
+        if self._rows < FEWEST_ROWS or everybody >= self._tenants():
             return 0
         return max(1, self._rows // ROWS_PER_RESERVED)
 
@@ -184,20 +212,27 @@ class Admission:
         free = self._rows - self._in_use
         return free > (self.reserve if self._running[tenant] else 0)
 
+    def _next(self) -> str | None:
+        """Whose request goes now.
+
+        One that is refused a kept row keeps its turn: who is behind by its share would stay behind otherwise. But the
+        kept row is for who has just this one request, whatever it has had so far.
+        """
+        waiting = [tenant for tenant, queue in self._queues.items() if queue]
+        first = self._counters.next(waiting, self._running.__getitem__)
+        if first is None or self._may_run(first):
+            return first
+        single = [one for one in waiting if len(self._queues[one]) == 1 and not self._running[one]]
+        return self._counters.next(one for one in single if self._may_run(one))
+
     def _pump(self) -> None:
         """Give free rows to those whose turn it is, then to shadows."""
-        while True:
-            waiting = (tenant for tenant, queue in self._queues.items() if queue)
-            tenant = self._counters.next(waiting, self._running.__getitem__)
-            # Nobody else may have the row that it is refused: who is behind by its share stays behind otherwise.
-            if tenant is None or not self._may_run(tenant):
-                break
+        while (tenant := self._next()) is not None:
             ticket = self._queues[tenant].popleft()
+            urgent = not self._running[tenant] and max(self._running.values(), default=0) > 1
             self._running[tenant] += 1
             self._in_use += 1
-            self.charge(tenant, ticket._prompt)
-            ticket._state = _State.RUNNING
-            ticket._changed.set()
+            ticket._sent(self._lengths.of(tenant), urgent=urgent)
             self._number(tenant)
         # The engine would run one row more than it has: a shadow makes room at its next step.
         while self._shadows_running and self._in_use + len(self._shadows_running) > self._rows:

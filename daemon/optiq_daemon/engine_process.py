@@ -307,6 +307,7 @@ def _engine_request(request: pb.GenerateRequest, base: LoadedBase) -> Any:
         max_tokens=min(request.max_tokens, room),
         stop=(*request.stop, *extra_stops(request, base.tokenizer)),
         top_logprobs=request.top_logprobs if request.HasField("top_logprobs") else None,
+        urgent=request.urgent,
         sampling=Sampling(
             temperature=sampling.temperature,
             top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,

@@ -157,7 +157,8 @@ class Generations:
     ) -> AsyncGenerator[generation_pb2.GenerateResponse, None]:
         # Loaded before it queues: a row that waits for its adapter would be nobody's.
         await self._ensure(parts)
-        with self._admission.enter(live.tenant, _estimate(request)) as ticket:
+        longest = request.max_tokens or self._default_max_tokens
+        with self._admission.enter(live.tenant, _estimate(request), longest) as ticket:
             async for position in ticket.turn():
                 live.position = position
                 yield generation_pb2.GenerateResponse(queued=generation_pb2.Queued(position=position))
@@ -177,6 +178,7 @@ class Generations:
         self, request: generation_pb2.GenerateRequest, parts: list[Part], live: LiveRequest, ticket: Ticket
     ) -> AsyncGenerator[generation_pb2.GenerateResponse, None]:
         forwarded = self._forwarded(request, parts, live.tenant)
+        forwarded.urgent = ticket.urgent
         for last_try in (False, True):
             await self._ensure(parts)
             client = self._engine()

@@ -27,6 +27,8 @@ from .wave import NewRow, Wave
 CacheFactory = Callable[[nn.Module], list[Any]]
 # Rows whose caches hold about the same number of tokens may share a wave: the shorter ones are padded.
 _SIMILAR = 64
+# Of so many steps with urgent prompts, one begins with the others: they are late, but never left out.
+_URGENT_TURNS = 8
 # A prompt waits for another that begins the same way if that saves so many tokens.
 _WORTH_WAITING = 64
 _STEPS_PER_CLEARING = 512
@@ -68,6 +70,7 @@ class Batch:
         self._fresh: dict[Row, RowAdapters] = {}
         self._waves: deque[Wave] = deque()
         self._fresh_first = True
+        self._urgent_turn = 0
         self._steps = 0
         self._ended: list[tuple[Row, list[int], list[Any]]] = []
         self._decoding = DecodeBatch.empty(self._model, greedy_sampler)
@@ -142,27 +145,39 @@ class Batch:
         for row, tokens, caches in ended:
             self._store(row, tokens, caches)
 
-    def prefill(self, budget: int, begun: Callable[[Row], None]) -> int:
+    def prefill(self, budget: int, begun: Callable[[Row], None], *, urgent_budget: int = 0) -> int:
         """Process up to ``budget`` tokens of prompts, padding included; rows whose prompts end start decoding.
 
         Args:
             budget: tokens at most; a step with prompts processes one of each at least.
             begun: told of every row whose prompt begins now.
+            urgent_budget: tokens at most with those of urgent prompts, if that is more.
 
         Returns:
             The tokens that were processed.
         """
+        urgent = sum(row.request.urgent for row in self._fresh) + sum(wave.urgent for wave in self._waves)
+        self._urgent_turn = (self._urgent_turn + 1) % _URGENT_TURNS if urgent else 0
+        spent = 0
+        for first in (True, False) if self._urgent_turn else (False, True):
+            if first and urgent:
+                spent += self._prefill_some(max(budget, urgent_budget) - spent, begun, urgent=True)
+            elif not first:
+                spent += self._prefill_some(budget - spent, begun, urgent=False)
+        return spent
+
+    def _prefill_some(self, budget: int, begun: Callable[[Row], None], *, urgent: bool) -> int:
         spent = 0
         # Taking turns, short prompts do not wait for long ones, nor long ones for a stream of short ones.
         for fresh in (self._fresh_first, not self._fresh_first):
             if spent >= budget:
                 break
-            if fresh and (wave := self._fresh_wave(budget - spent)):
+            if fresh and (wave := self._fresh_wave(budget - spent, urgent=urgent)):
                 self._waves.append(wave)
                 for row in wave.rows:
                     begun(row)
-            elif not fresh and self._waves:
-                wave = self._waves[0]
+            elif not fresh and (begun_before := next((w for w in self._waves if w.urgent == urgent), None)):
+                wave = begun_before
             else:
                 continue
             spent += self._advance(wave, budget - spent)
@@ -187,15 +202,16 @@ class Batch:
             self._waves.remove(wave)
         return spent
 
-    def _fresh_wave(self, budget: int) -> Wave | None:
+    def _fresh_wave(self, budget: int, *, urgent: bool) -> Wave | None:
         """Begin with the oldest new row that may begin, and others that fit into the same chunk beside it."""
         chosen: list[NewRow] = []
+        under_way = any(wave.urgent == urgent for wave in self._waves)
         for row in list(self._fresh):
-            if self._better_later(row, chosen):
+            if row.request.urgent != urgent or self._better_later(row, chosen):
                 continue
             known = self._prefixes.longest(row.namespace, row.prompt)
             width = len(row.prompt) - known - 1
-            if width > budget and (chosen or self._waves):
+            if width > budget and (chosen or under_way):
                 # Long prompts go one after the other: each ends sooner than if they shared the steps.
                 continue
             widest = max(width, *(new.width for new in chosen)) if chosen else width

@@ -281,7 +281,8 @@ class Engine:
         if drawn:
             self._hand_out(batch, drawn)
             batch.keep_ended()
-        tokens = batch.prefill(self._pace.chunk(decoding=decoding), self._begun)
+        urgent = self._pace.chunk(decoding=decoding, urgent=True)
+        tokens = batch.prefill(self._pace.chunk(decoding=decoding), self._begun, urgent_budget=urgent)
         self._pace.observe(time.perf_counter() - began, prompt_tokens=tokens, decoding=decoding)
 
     @staticmethod

@@ -1,12 +1,16 @@
 """How many prompt tokens fit between two decode steps.
 
 While rows decode, a chunk of prompts may take about as long as `_DECODE_STEPS` decode steps, so that streams slow down
-but never stall; the speed of both is measured as they run. While nothing decodes, chunks have their full size.
+but never stall; the speed of both is measured as they run. An urgent prompt may take about twice as long. While
+nothing decodes, chunks have their full size, unless that takes so long that a newcomer would notice.
 """
 
 from __future__ import annotations
 
 _DECODE_STEPS = 2.0
+_URGENT_STEPS = 4.0
+# What a newcomer waits for at most before its own prompt begins.
+_LONGEST_S = 0.3
 _SHORTEST_S = 0.05
 _SMALLEST = 32
 # Weight of a new measurement.
@@ -25,11 +29,12 @@ class Pace:
         self._decode_s = 0.0
         self._tokens_per_second = 0.0
 
-    def chunk(self, *, decoding: bool) -> int:
+    def chunk(self, *, decoding: bool, urgent: bool = False) -> int:
         """Return the prompt tokens to process before the next decode step."""
-        if not decoding or not self._tokens_per_second:
+        if not self._tokens_per_second:
             return self._limit if not decoding else min(self._limit, _SMALLEST)
-        seconds = max(_SHORTEST_S, _DECODE_STEPS * self._decode_s)
+        steps = _URGENT_STEPS if urgent else _DECODE_STEPS
+        seconds = max(_SHORTEST_S, steps * self._decode_s) if decoding else _LONGEST_S
         return max(min(_SMALLEST, self._limit), min(self._limit, int(seconds * self._tokens_per_second)))
 
     def observe(self, seconds: float, *, prompt_tokens: int, decoding: bool) -> None:

@@ -45,6 +45,7 @@ class EngineRequest:
         stop: texts before which generation ends.
         top_logprobs: tell every token's log-probability, and so many of the most likely ones'; None for neither.
         constraint: what the answer is held to; made for this request alone. None for anything.
+        urgent: its prompt is processed before others' that are not.
     """
 
     request_id: str
@@ -58,6 +59,7 @@ class EngineRequest:
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     constraint: Constraint | None = None
+    urgent: bool = False
 
     @property
     def parts(self) -> tuple[tuple[str, float], ...]:

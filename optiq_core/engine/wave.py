@@ -70,6 +70,11 @@ class Wave:
         return len(self.rows)
 
     @property
+    def urgent(self) -> bool:
+        """Whether its prompts go before others; they all do, or none."""
+        return bool(self.rows) and self.rows[0].request.urgent
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the rows' KV caches."""
         return sum(cache.nbytes for cache in self._batch.prompt_cache)

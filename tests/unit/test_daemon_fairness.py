@@ -78,7 +78,7 @@ class Bench:
 
     def ask(self, tenant: str, length: int = 10) -> Ticket:
         stack = ExitStack()
-        ticket = stack.enter_context(self.admission.enter(tenant, 0))
+        ticket = stack.enter_context(self.admission.enter(tenant, 0, length))
         self.held[ticket] = (stack, length)
         return ticket
 
@@ -129,6 +129,37 @@ def test_a_newcomer_finds_a_row_while_another_floods(tmp_path: Path) -> None:
     third = bench.ask("d")
     bench.end(bench.running[0])
     assert third in bench.running, "the next row is for who has none"
+
+
+def test_the_kept_row_is_for_who_has_one_request_even_if_it_had_its_share(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, rows=8)
+    flood = [bench.ask("a", 100) for _ in range(64)]
+    for _ in range(5):
+        single = bench.ask("b")
+        assert single in bench.running and single.urgent, "it holds no other row, and somebody holds several"
+        bench.admission.charge("b", 1_000_000)
+        bench.end(bench.running[0])
+        assert sum(ticket.tenant == "a" for ticket in bench.running) == 6, "a row is kept although b holds one"
+        bench.end(single)
+    assert not any(ticket.urgent for ticket in flood)
+    backlog = [bench.ask("b") for _ in range(3)]
+    assert [ticket in bench.running for ticket in backlog] == [True, False, False], "more of them wait for their turn"
+
+
+def test_an_answer_is_charged_in_advance_and_corrected(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, rows=8)
+    first = bench.ask("a", 10)
+    while first in bench.held:
+        bench.step()
+    assert bench.admission.served("a") == 20
+    second, third = bench.ask("a", 10), bench.ask("a", 3)
+    assert bench.admission.served("a") == 20 + 20 + 6, "as long as the last one, but no longer than asked for"
+    second.generated(12)
+    assert bench.admission.served("a") == 20 + 24 + 6
+    third.generated(1)
+    bench.end(second)
+    bench.end(third)
+    assert bench.admission.served("a") == 20 + 24 + 2
 
 
 def test_a_tenant_alone_has_all_rows(tmp_path: Path) -> None:

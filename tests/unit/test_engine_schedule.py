@@ -60,6 +60,24 @@ def test_short_prompts_pass_a_long_one(engine: Engine) -> None:
     assert len(ended) == 3
 
 
+def test_an_urgent_prompt_passes_those_that_began_and_they_still_go_on(engine: Engine) -> None:
+    order: list[str] = []
+
+    def sink(name: str) -> Any:
+        return lambda event: order.append(name) if isinstance(event, Tokens | Finished) else None
+
+    streaming = Run(engine, request("stream", (5, 6, 7), max_tokens=200))
+    while not isinstance(streaming.next(), Tokens):
+        pass
+    engine.submit(request("long", LONG, max_tokens=1), sink("long")).result()
+    last = Run(engine, request("urgent", LONG[::-1], max_tokens=1, urgent=True))
+    engine.submit(request("short", (3, 4, 5), max_tokens=1), sink("short")).result()
+    last.wait()
+    assert "long" not in order, "it began first, and ends last"
+    assert "short" in order, "but others have their turn too"
+    streaming.wait()
+
+
 def test_chunks_and_joins_change_nothing(engine: Engine) -> None:
     dense = Dense(tiny_model(), {0}, tolerance=1e-3)
     wanted = [
@@ -160,6 +178,8 @@ def test_the_pace_follows_the_measured_speed() -> None:
         pace.observe(0.1, prompt_tokens=0, decoding=True)
         pace.observe(0.1 + 0.2, prompt_tokens=100, decoding=True)
     assert 90 <= pace.chunk(decoding=True) <= 110, "two decode steps at 500 tokens/s"
+    assert 180 <= pace.chunk(decoding=True, urgent=True) <= 220, "four"
+    assert 130 <= pace.chunk(decoding=False) <= 170, "0.3 s: newcomers do not wait longer"
     assert Pace(8).chunk(decoding=True) == 8
 
 

@@ -103,7 +103,7 @@ class ProbeAdaptersResponse(_message.Message):
     def __init__(self, differences: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "adapter_scale", "messages", "raw_text", "token_ids", "sampling", "max_tokens", "stop", "adapters", "cache_namespace", "top_logprobs", "json_schema", "tools", "tool_choice", "tool_name", "one_tool_call")
+    __slots__ = ("request_id", "adapter_scale", "messages", "raw_text", "token_ids", "sampling", "max_tokens", "stop", "adapters", "cache_namespace", "top_logprobs", "json_schema", "tools", "tool_choice", "tool_name", "one_tool_call", "urgent")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_SCALE_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +120,7 @@ class GenerateRequest(_message.Message):
     TOOL_CHOICE_FIELD_NUMBER: _ClassVar[int]
     TOOL_NAME_FIELD_NUMBER: _ClassVar[int]
     ONE_TOOL_CALL_FIELD_NUMBER: _ClassVar[int]
+    URGENT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     adapter_scale: float
     messages: _generation_pb2.ChatMessages
@@ -136,7 +137,8 @@ class GenerateRequest(_message.Message):
     tool_choice: _generation_pb2.ToolChoice
     tool_name: str
     one_tool_call: bool
-    def __init__(self, request_id: _Optional[str] = ..., adapter_scale: _Optional[float] = ..., messages: _Optional[_Union[_generation_pb2.ChatMessages, _Mapping]] = ..., raw_text: _Optional[str] = ..., token_ids: _Optional[_Union[_generation_pb2.TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[_Union[AdapterPart, _Mapping]]] = ..., cache_namespace: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., json_schema: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[_generation_pb2.Tool, _Mapping]]] = ..., tool_choice: _Optional[_Union[_generation_pb2.ToolChoice, str]] = ..., tool_name: _Optional[str] = ..., one_tool_call: _Optional[bool] = ...) -> None: ...
+    urgent: bool
+    def __init__(self, request_id: _Optional[str] = ..., adapter_scale: _Optional[float] = ..., messages: _Optional[_Union[_generation_pb2.ChatMessages, _Mapping]] = ..., raw_text: _Optional[str] = ..., token_ids: _Optional[_Union[_generation_pb2.TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[_Union[AdapterPart, _Mapping]]] = ..., cache_namespace: _Optional[str] = ..., top_logprobs: _Optional[int] = ..., json_schema: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[_generation_pb2.Tool, _Mapping]]] = ..., tool_choice: _Optional[_Union[_generation_pb2.ToolChoice, str]] = ..., tool_name: _Optional[str] = ..., one_tool_call: _Optional[bool] = ..., urgent: _Optional[bool] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("queued", "started", "chunk", "finished")
