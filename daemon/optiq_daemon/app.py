@@ -18,6 +18,7 @@ from optiq_core.planner.calibration import calibration_path
 from optiq_daemon import convert, telemetry
 from optiq_daemon.admission import Admission
 from optiq_daemon.auth import Gatekeeper
+from optiq_daemon.base_info import BaseInfo
 from optiq_daemon.blobs import Blobs
 from optiq_daemon.children import Child
 from optiq_daemon.config import Settings, http_is_public, is_public
@@ -31,7 +32,7 @@ from optiq_daemon.live import LiveTable
 from optiq_daemon.names import AdapterKey
 from optiq_daemon.observers import Ended, Observed
 from optiq_daemon.quotas import QuotaGate
-from optiq_daemon.registry import BaseInfo, Registry, Retention
+from optiq_daemon.registry import Registry
 from optiq_daemon.router import Router
 from optiq_daemon.routes import Routes
 from optiq_daemon.scope import Scope
@@ -42,7 +43,8 @@ from optiq_daemon.supervisor import EngineSupervisor
 from optiq_daemon.tasks import Tasks
 from optiq_daemon.tenancy import Tenancy
 from optiq_daemon.tenants import TenantRecord, Tenants
-from optiq_daemon.usage import UsageTable
+from optiq_daemon.usage import DAY_S, UsageTable
+from optiq_daemon.version_catalog import Retention
 from optiq_daemon.watcher import DropWatcher
 from optiq_protos.internal.v1 import engine_pb2
 from optiq_protos.v1 import generation_pb2, runtime_pb2
@@ -78,7 +80,7 @@ class App:
             require_tokens=settings.require_tokens,
             public=is_public(settings) or http_is_public(settings),
         )
-        retention = Retention(settings.keep_versions, settings.keep_alive_s)
+        retention = Retention(settings.keep_versions, settings.keep_alive_s, settings.keep_versions_days * DAY_S)
         self.registry = Registry(self.store, self.events, Blobs(paths.store_path(home)), retention)
         self.live = LiveTable(settings.max_batch + settings.max_queue)
         sampling = generation_pb2.SamplingParams(
@@ -96,6 +98,7 @@ class App:
             self.events,
             lambda tenant, adapter: self.registry.find(AdapterKey(tenant, adapter)) is not None,
         )
+        self.registry.watchers.is_shared = self.tenants.is_shared
         self.registry.history.is_held = lambda one: self.routes.names_version(one.adapter, one.number, one.digest)
         self.router = Router(self.registry, self.tenants, self.routes, self.events)
         self.shadows = Shadows(self.store, self.admission)

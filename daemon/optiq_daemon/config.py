@@ -68,6 +68,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     reconcile_interval_s: Annotated[float, msgspec.Meta(ge=0.2, le=3600)] = 5.0
     base_mismatch: BaseMismatch = "refuse"
     keep_versions: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
+    keep_versions_days: Annotated[float, msgspec.Meta(ge=0, le=36_500)] = 0.0
     adapter_budget_mb: Annotated[float, msgspec.Meta(ge=0, le=10_000_000)] = 0.0
     keep_alive_s: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 0.0
     log_level: LogLevel = "info"
@@ -117,6 +118,7 @@ DESCRIPTIONS: dict[str, str] = {
     "reconcile_interval_s": "Seconds between looks at the drop folder for changes that raised no event.",
     "base_mismatch": "refuse or warn: what to do with adapters that record the digest of another base.",
     "keep_versions": "Versions that each adapter name keeps for rollback, the served one included.",
+    "keep_versions_days": "Days that a version is kept after another took its place; 0 for no limit.",
     "adapter_budget_mb": "Megabytes (1e6) of adapters in the engine at a time; 0: a quarter of what the base leaves.",
     "keep_alive_s": "Seconds without a request after which an adapter leaves the engine; 0 for no limit.",
     "log_level": "debug, info, warning or error.",

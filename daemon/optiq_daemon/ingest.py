@@ -17,15 +17,17 @@ from pathlib import Path
 from optiq_core.adapters.format import read_manifest
 from optiq_core.errors import AdapterError, OptiqError
 from optiq_core.files import recover_folders, staged_folder
+from optiq_daemon.base_info import BaseInfo
 from optiq_daemon.blobs import copy_file
 from optiq_daemon.errors import ConflictError, InvalidRequestError, QuotaError, RefusedError, UnavailableError
 from optiq_daemon.names import AdapterKey
 from optiq_daemon.records import AdapterRecord, Description, Quarantine
-from optiq_daemon.registry import BYTES_PER_PARAMETER, BaseInfo, Registry
+from optiq_daemon.registry import Registry
 from optiq_daemon.slots import Lease
 from optiq_daemon.snapshot import Snapshot, take_snapshot
 from optiq_daemon.states import AdapterState
 from optiq_daemon.tasks import Tasks
+from optiq_daemon.version_catalog import BYTES_PER_PARAMETER
 
 log = logging.getLogger(__name__)
 

@@ -9,28 +9,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import msgspec
 
-from optiq_core.adapters.format import AdapterManifest, read_manifest, validate_against_base
-from optiq_core.adapters.manifest import ModuleShape
-from optiq_core.adapters.recorded_base import another_name, check_recorded_base
+from optiq_core.adapters.format import read_manifest
 from optiq_core.errors import AdapterError, OptiqError
+from optiq_daemon.adapter_watch import Watchers
+from optiq_daemon.base_info import BaseInfo
 from optiq_daemon.blobs import Blobs
 from optiq_daemon.errors import NotFoundError, RefusedError, UnavailableError
 from optiq_daemon.events import EventLog
 from optiq_daemon.names import AdapterKey
-from optiq_daemon.prober import Prober, ProbingEngine
+from optiq_daemon.prober import ProbingEngine
 from optiq_daemon.records import AdapterRecord, AdapterTable, Quarantine
-from optiq_daemon.residency import Engine, Residency
-from optiq_daemon.signals import Changed
+from optiq_daemon.residency import Engine
 from optiq_daemon.slots import Lease, SlotState
 from optiq_daemon.states import AdapterState
 from optiq_daemon.store import Store
 from optiq_daemon.tasks import Tasks
+from optiq_daemon.version_catalog import Retention, VersionCatalog
 from optiq_daemon.versions import History, VersionRecord
 
 log = logging.getLogger(__name__)
@@ -42,50 +40,11 @@ _SLOT_STATES = {
     SlotState.UNLOADING: AdapterState.UNLOADING,
 }
 
-
-DEFAULT_KEEP_VERSIONS = 5
-# Bytes per parameter of the widest type that a bank computes in.
-BYTES_PER_PARAMETER = 4
+PRUNE_EVERY_S = 600.0
 
 
 class MountingEngine(Engine, ProbingEngine, Protocol):
     """What the registry needs of an engine process."""
-
-
-class BaseInfo(NamedTuple):
-    """What an adapter must match.
-
-    `modules` are shapes by path, `names` what the base is known as. Adapters that record the digest of
-    another base are refused if `strict`.
-    """
-
-    digest: str
-    modules: Mapping[str, ModuleShape]
-    names: tuple[str, ...] = ()
-    strict: bool = True
-
-    def check(self, manifest: AdapterManifest) -> dict[str, str]:
-        """Warnings for an adapter that can be served.
-
-        Raises:
-            AdapterError: it cannot.
-        """
-        validate_against_base(manifest, self.modules)
-        try:
-            check_recorded_base(manifest, self.digest)
-        except AdapterError as error:
-            if self.strict:
-                raise
-            return {"base": str(error)}
-        hint = another_name(manifest, self.names)
-        return {"base": hint} if hint else {}
-
-
-class Retention(NamedTuple):
-    """What stays: versions per name in the store, and seconds that an unused one stays in the engine (0: no limit)."""
-
-    keep_versions: int = DEFAULT_KEEP_VERSIONS
-    keep_alive_s: float = 0.0
 
 
 class Resolved(NamedTuple):
@@ -96,31 +55,8 @@ class Resolved(NamedTuple):
     lease: Lease | None
 
 
-class Subscription:
-    """Names that changed since they were last taken; bounded by the number of names, whatever the reader does."""
-
-    def __init__(self, tenant: str) -> None:
-        self.tenant = tenant
-        self.changed = Changed()
-        self._pending: dict[AdapterKey, None] = {}
-
-    def mark(self, key: AdapterKey) -> None:
-        """Note a change."""
-        self._pending[key] = None
-        self.changed.notify()
-
-    async def take(self) -> list[AdapterKey]:
-        """Wait for changes and take them."""
-        while True:
-            ticket = self.changed.ticket()
-            if self._pending:
-                taken, self._pending = list(self._pending), {}
-                return taken
-            await ticket.wait()
-
-
 class Registry:
-    """Adapter names of all tenants; lives on the event loop. Residency's catalog of versions."""
+    """Adapter names of all tenants; lives on the event loop."""
 
     def __init__(self, store: Store, events: EventLog, blobs: Blobs, retention: Retention | None = None) -> None:
         self.store = store
@@ -129,13 +65,15 @@ class Registry:
         self.retention = retention or Retention()
         self.base: BaseInfo | None = None
         self.history = History(store)
-        self.residency = Residency(self)
-        self.prober = Prober(self._probed)
+        self.watchers = Watchers()
         self._table = AdapterTable(store)
         self._records: dict[AdapterKey, AdapterRecord] = {}
+        self._catalog = VersionCatalog(
+            self._records, self.history, blobs, self.retention, touched=self.touched, probed=self._probed
+        )
+        self.residency = self._catalog.residency
         self._phases: dict[AdapterKey, AdapterState] = {}
         self._seen: dict[AdapterKey, AdapterState] = {}
-        self._subscriptions: set[Subscription] = set()
         self._tasks = Tasks()
 
     def restore(self) -> None:
@@ -154,12 +92,13 @@ class Registry:
             self._seen[record.key] = self.state(record.key)
         served = {record.digest for record in self._records.values() if record.digest}
         self.blobs.reconcile(served | self.history.digests())
+        if self.retention.keep_version_s:
+            self._tasks.start(self._keep_pruning(), "prune versions")
 
     async def close(self) -> None:
         """End what is under way."""
-        await self.prober.close()
-        await self.residency.close()
         await self._tasks.cancel()
+        await self._catalog.close()
 
     # Reading
 
@@ -233,18 +172,6 @@ class Registry:
             self.residency.prefetch(chosen)
         return Resolved(key, chosen, lease)
 
-    # Watching
-
-    def subscribe(self, tenant: str) -> Subscription:
-        """Be told which names of a tenant change."""
-        subscription = Subscription(tenant)
-        self._subscriptions.add(subscription)
-        return subscription
-
-    def unsubscribe(self, subscription: Subscription) -> None:
-        """Be told no more."""
-        self._subscriptions.discard(subscription)
-
     # Changing: called by ingest and the services
 
     def phase(self, key: AdapterKey, phase: AdapterState | None) -> None:
@@ -267,7 +194,7 @@ class Registry:
                 version = self.history.point(record, origin)
                 self._table.save(record)
                 self.history.save(version)
-                freed = self.history.prune(record, self.retention.keep_versions)
+                freed = self._prune(record)
                 milliseconds = f"{record.drop_to_routable_ms:.1f}"
                 fields = {"digest": record.digest, "version": str(version.number), "drop_to_routable_ms": milliseconds}
                 self.events.append("adapter.published", key.name, f"version {record.digest[:12]} is served", fields)
@@ -275,7 +202,7 @@ class Registry:
                 self._table.save(record)
             self._records[key] = record
         self.residency.bind(key, record.digest)
-        self._free_unused(freed)
+        self._catalog.free_unused(freed)
         self.phase(key, None)
 
     def roll_back(self, record: AdapterRecord, version: VersionRecord, warnings: dict[str, str]) -> None:
@@ -318,8 +245,8 @@ class Registry:
             self._table.delete(key)
             self.events.append("adapter.deleted", key.name, "the name is retired")
         self.residency.bind(key, "")
-        self._free_unused(freed)
-        self._mark(key)
+        self._catalog.free_unused(freed)
+        self.watchers.mark(key)
 
     def save(self, record: AdapterRecord) -> None:
         """Write a record that was changed in place."""
@@ -341,7 +268,7 @@ class Registry:
             # Quarantine tells its reasons itself.
             if state is not AdapterState.QUARANTINED:
                 self.events.append(f"adapter.{state.name.lower()}", key.name, f"{state.name.lower()}")
-        self._mark(key)
+        self.watchers.mark(key)
 
     # The engine's coming and going
 
@@ -353,7 +280,7 @@ class Registry:
         """
         self.base = base
         self.residency.attach(engine, budget)
-        self.prober.attach(engine)
+        self._catalog.prober.attach(engine)
         for record in self.records():
             if record.digest and record.base_digest != base.digest:
                 await self._revalidate(record, base)
@@ -364,7 +291,7 @@ class Registry:
 
     def engine_down(self) -> None:
         """Nothing is loaded any more."""
-        self.prober.attach(None)
+        self._catalog.prober.attach(None)
         self.residency.detach()
 
     async def mount(self, record: AdapterRecord) -> None:
@@ -397,47 +324,8 @@ class Registry:
             record.base_digest = base.digest
             self.save(record)
 
-    # Residency's catalog
-
-    def path(self, digest: str) -> Path:
-        """Folder of a version in the store."""
-        return self.blobs.path(digest)
-
-    def size(self, digest: str) -> int:
-        """Bytes that a version takes in the engine at most; 0 for one that is not published yet."""
-        version = self.history.any_of(digest)
-        if version is None or version.description is None:
-            return 0
-        return version.description.parameter_count * BYTES_PER_PARAMETER
-
-    def pinned(self, digest: str) -> bool:
-        """Whether a pinned name points to a version."""
-        return any(self._records[key].pinned for key in self._named(digest))
-
-    def keep_alive_s(self, digest: str) -> float:
-        """The longest keep-alive of the names that point to a version; 0 for no limit."""
-        seconds = [self._records[key].keep_alive_s for key in self._named(digest)]
-        values = [self.retention.keep_alive_s if value is None else value for value in seconds]
-        return 0.0 if not values or 0.0 in values else max(values)
-
-    def changed(self, digest: str) -> None:
-        """The state of the names that point to a version may be another."""
-        for key in self._named(digest):
-            self.touched(key)
-
-    def loaded(self, digest: str) -> None:
-        """A version is in the engine: see whether it does anything there."""
-        self.prober.add(digest)
-
-    def freed(self, digest: str) -> None:
-        """Nobody holds a version: remove its bytes, unless a name keeps them in its history."""
-        if not self.history.keeps(digest):
-            self.prober.forget(digest)
-            self.blobs.detach(digest)
-            self._tasks.start(asyncio.to_thread(self.blobs.sweep), "sweep blobs")
-
     def _probed(self, digest: str, warning: str) -> None:
-        for record in [self._records[key] for key in self._named(digest)]:
+        for record in self._catalog.named(digest):
             if record.warnings.get("probe", "") != warning:
                 others = {name: text for name, text in record.warnings.items() if name != "probe"}
                 record.warnings = {**others, "probe": warning} if warning else others
@@ -445,20 +333,17 @@ class Registry:
                 if warning:
                     self.events.append("adapter.warning", record.key.name, warning)
 
-    def _free_unused(self, digests: list[str]) -> None:
-        for digest in digests:
-            # One that is still leased, or in the engine, is freed when it has left.
-            if self.residency.slot(digest) is None:
-                self.freed(digest)
+    def _prune(self, record: AdapterRecord) -> list[str]:
+        return self.history.prune(record, self.retention.keep_versions, self.retention.keep_version_s)
 
-    def _named(self, digest: str) -> Iterator[AdapterKey]:
-        slot = self.residency.slot(digest)
-        return (key for key in sorted(slot.names if slot else ()) if key in self._records)
-
-    def _mark(self, key: AdapterKey) -> None:
-        for subscription in self._subscriptions:
-            if subscription.tenant == key.tenant:
-                subscription.mark(key)
+    async def _keep_pruning(self) -> None:
+        """Versions come of age also where nothing is published."""
+        while True:
+            for record in self.records():
+                with self.store.transaction():
+                    freed = self._prune(record)
+                self._catalog.free_unused(freed)
+            await asyncio.sleep(min(PRUNE_EVERY_S, self.retention.keep_version_s))
 
 
 def not_found(key: AdapterKey) -> NotFoundError:

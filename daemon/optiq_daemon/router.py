@@ -191,7 +191,7 @@ class Router:
                 return AdapterKey(owner, adapter)
             return own
         key = parse_adapter(adapter, "adapter")
-        if not caller().sees(key.tenant) and self._tenants.shared_owner(key.adapter) != key.tenant:
+        if not caller().sees(key.tenant) and not self._tenants.is_shared(key):
             raise not_found(key)
         return key
 

@@ -19,8 +19,8 @@ from optiq_daemon.tenants import Tenants, unknown_tenant
 
 # Text of the caller's own, which may look like a name and is none.
 _FREE_TEXT = frozenset({"prompt", "raw_text", "messages", "stop", "request_id", "sticky_key", "page_token", "etag"})
-# An adapter here may be another tenant's that is shared; the router decides.
-_SHARED_OK = frozenset({("GenerateRequest", "adapter")})
+# An adapter here may be another tenant's that is shared; the handler decides.
+_SHARED_OK = frozenset({("GenerateRequest", "adapter"), ("GetAdapterRequest", "name")})
 
 
 class Scope:

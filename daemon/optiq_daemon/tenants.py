@@ -184,7 +184,7 @@ class Tenants:
         Raises:
             NotFoundError: it is not shared.
         """
-        if self._shares.get(key.adapter) != key.tenant:
+        if not self.is_shared(key):
             raise NotFoundError("shared adapter", key.name, f"{key.name} is not shared")
         self._store.execute("DELETE FROM shares WHERE adapter = ?", (key.adapter,))
         del self._shares[key.adapter]
@@ -197,6 +197,10 @@ class Tenants:
     def shared_owner(self, adapter: str) -> str:
         """Whose adapter is shared under this id; empty if none is."""
         return self._shares.get(adapter, "")
+
+    def is_shared(self, key: AdapterKey) -> bool:
+        """Whether every tenant may use an adapter."""
+        return self._shares.get(key.adapter) == key.tenant
 
     def _checked(self, record: TenantRecord) -> TenantRecord:
         if violations := record.violations():

@@ -135,14 +135,21 @@ class History:
             ),
         )
 
-    def prune(self, record: AdapterRecord, keep: int) -> list[str]:
+    def prune(self, record: AdapterRecord, keep: int, seconds: float = 0.0) -> list[str]:
         """Forget all but the last `keep` versions of a name, never the one that it points to, nor one that is held.
+
+        Args:
+            seconds: forget also what another took the place of so long ago; 0 for no limit.
 
         Returns:
             Digests that no name keeps any more.
         """
         versions = self._versions.get(record.key, [])
-        old = [version for version in versions[keep:] if version.digest != record.digest and not self.is_held(version)]
+        since = time.time() - seconds if seconds else 0.0
+        # A version was served until the one before it in the list came.
+        aged = [newer.publish_time < since for newer in versions[: max(keep - 1, 0)]]
+        old = [version for version, is_old in zip(versions[1:], aged, strict=False) if is_old] + versions[keep:]
+        old = [version for version in old if version.digest != record.digest and not self.is_held(version)]
         return [digest for version in old for digest in self.drop(version)]
 
     def drop(self, version: VersionRecord) -> list[str]:

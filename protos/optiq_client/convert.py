@@ -101,6 +101,7 @@ def adapter(message: adapter_pb2.Adapter) -> t.Adapter:
         keep_alive_seconds=message.keep_alive_seconds if message.HasField("keep_alive_seconds") else None,
         warning=message.warning,
         last_use_time=_optional_time(message, "last_use_time"),
+        shared=message.shared,
     )
 
 

@@ -152,6 +152,7 @@ class Adapter:
     keep_alive_seconds: float | None = None
     warning: str = ""
     last_use_time: datetime | None = None
+    shared: bool = False
 
     @property
     def id(self) -> str:

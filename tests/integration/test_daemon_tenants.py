@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from optiq_client import (
     AdapterState,
+    ChangeType,
     Client,
     ConnectionFailed,
     CredentialsError,
@@ -175,10 +177,26 @@ def test_a_shared_adapter_is_anybodys(pair: Pair) -> None:
                 assert generation.started is not None and generation.started.adapter == full
             used = {u.adapter: u.requests for u in pair.bolt.tenants.usage()}
             assert used[full] == 2, "counted on who asked, not on whose it is"
-            with pytest.raises(NotFound):
-                pair.bolt.adapters.get(full)
+            listed = [a for a in pair.bolt.adapters.list() if a.shared]
+            assert [a.name for a in listed] == [full] and listed[0] == pair.bolt.adapters.get(full)
+            assert (listed[0].state, listed[0].source_path, listed[0].etag) == (AdapterState.RESIDENT, "", "")
+            assert pair.acme.adapters.get(SECRET).source_path, "its owner sees the rest"
+            for call in (pair.bolt.adapters.unload, pair.bolt.adapters.delete, pair.bolt.adapters.history):
+                with pytest.raises(NotFound):
+                    call(full)
+            with pair.bolt.adapters.watch(timeout=20) as changes:
+                assert full in [
+                    change.adapter.name for change, _ in zip(changes, (1, 2), strict=False) if change.adapter
+                ]
+                owner_for_acme.tenants.unshare(SECRET)
+                gone = next(change for change in changes if change.adapter and change.adapter.name == full)
+                assert gone.type is ChangeType.DELETED
         finally:
-            owner_for_acme.tenants.unshare(SECRET)
+            with contextlib.suppress(NotFound):
+                owner_for_acme.tenants.unshare(SECRET)
+    assert not any(a.shared for a in pair.bolt.adapters.list())
+    with pytest.raises(NotFound):
+        pair.bolt.adapters.get(full)
     with pytest.raises(NotFound):
         pair.bolt.generate("hi", adapter=SECRET, max_tokens=2).read()
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optiq_daemon.auth import Gatekeeper
+from optiq_daemon.base_info import BaseInfo
 from optiq_daemon.blobs import Blobs
 from optiq_daemon.errors import (
     AlreadyExistsError,
@@ -24,7 +25,7 @@ from optiq_daemon.identity import OWNER, Caller
 from optiq_daemon.names import AdapterKey
 from optiq_daemon.quotas import QuotaGate, TokenBucket
 from optiq_daemon.records import AdapterRecord, Description
-from optiq_daemon.registry import BaseInfo, Registry
+from optiq_daemon.registry import Registry
 from optiq_daemon.resident_quota import ResidentQuota
 from optiq_daemon.scope import Scope
 from optiq_daemon.slots import Lease

@@ -43,7 +43,7 @@ def ls(connection: Connection, as_json: bool) -> None:
         ("NAME", "STATE", "DIGEST", "FORMAT", "KIND", "RANK", "PARAMETERS", "DISK", "REQUESTS", "CHANGED"),
         [
             (
-                a.id,
+                a.id if a.tenant == tenant else f"{a.name} (shared)",
                 str(a.state),
                 humanize.short_digest(a.digest),
                 a.format,
@@ -93,6 +93,7 @@ def _print_adapter(adapter: Adapter, as_json: bool) -> None:
             if adapter.held_back_digest
             else "",
             "format": f"{adapter.format} {adapter.kind}".strip(),
+            "shared": "with every tenant" if adapter.shared else "",
             "base": adapter.base_model,
             "modules": f"{adapter.module_count}: {', '.join(adapter.targets)}" if adapter.module_count else "",
             "rank": humanize.ranks(adapter.min_rank, adapter.max_rank),

@@ -37,6 +37,7 @@ _OPTIONS: tuple[tuple[str, str, type, str], ...] = (
     ("watch", "HOW", str, "events or polling: how changes of the drop folder are noticed."),
     ("base-mismatch", "HOW", str, "refuse or warn: adapters that record the digest of another base."),
     ("keep-versions", "N", int, "Versions that each adapter name keeps for rollback, the served one included."),
+    ("keep-versions-days", "D", float, "Days that a version is kept after another took its place; 0: no limit."),
     ("adapter-budget-mb", "MB", float, "Adapters in the engine at a time; 0: a quarter of what the base leaves free."),
     ("keep-alive-s", "S", float, "Seconds without a request after which an adapter leaves the engine; 0: never."),
     ("log-level", "LEVEL", str, "debug, info, warning or error."),

@@ -12,12 +12,17 @@ from optiq_core.adapters.merge import merge_adapters
 from optiq_core.errors import AdapterError
 from optiq_daemon import convert, transfers
 from optiq_daemon.errors import InvalidRequestError, NotFoundError, RefusedError, adapter_metadata
+from optiq_daemon.identity import caller
 from optiq_daemon.ingest import Ingest
 from optiq_daemon.names import AdapterKey, check_id, parse_adapter, parse_adapter_ref, parse_parent
 from optiq_daemon.registry import Registry, not_found, not_served
+from optiq_daemon.tenants import Tenants, unknown_tenant
 from optiq_protos.v1 import adapter_pb2, adapter_pb2_grpc
 
 MAX_KEEP_ALIVE_S = 31_536_000
+
+# What another tenant, whom an adapter is shared with, has no business with.
+_OWNERS_FIELDS = ("source_path", "etag", "quarantine", "held_back_digest", "drop_to_routable_ms")
 
 _CHANGE = adapter_pb2.WatchAdaptersResponse
 
@@ -25,27 +30,30 @@ _CHANGE = adapter_pb2.WatchAdaptersResponse
 class AdapterService(adapter_pb2_grpc.AdapterServiceServicer):
     """Translates between the wire and the registry."""
 
-    def __init__(self, registry: Registry, ingest: Ingest) -> None:
+    def __init__(self, registry: Registry, ingest: Ingest, tenants: Tenants) -> None:
         self._registry = registry
         self._ingest = ingest
+        self._tenants = tenants
 
     async def ListAdapters(self, request: adapter_pb2.ListAdaptersRequest, _: Any) -> adapter_pb2.ListAdaptersResponse:
         """A page, ordered by name."""
         tenant = self._tenant(request.parent)
         size = convert.page_size(request.page_size)
         scope = f"adapters/{tenant}"
-        cursor = convert.page_cursor(scope, request.page_token, tuple[str])
-        keys = [record.key for record in self._registry.records(tenant)]
-        keys = [key for key in keys if cursor is None or key.adapter > cursor[0]]
+        cursor = convert.page_cursor(scope, request.page_token, tuple[str, str])
+        keys = [key for key in self._usable(tenant) if cursor is None or key > cursor]
         page = keys[:size]
         return adapter_pb2.ListAdaptersResponse(
             adapters=[self._message(key) for key in page],
-            next_page_token=convert.page_token(scope, [page[-1].adapter]) if len(keys) > size else "",
+            next_page_token=convert.page_token(scope, list(page[-1])) if len(keys) > size else "",
         )
 
     async def GetAdapter(self, request: adapter_pb2.GetAdapterRequest, _: Any) -> adapter_pb2.GetAdapterResponse:
         """One adapter."""
-        return adapter_pb2.GetAdapterResponse(adapter=self._message(parse_adapter(request.name)))
+        key = parse_adapter(request.name)
+        if not caller().sees(key.tenant) and not self._tenants.is_shared(key):
+            raise unknown_tenant(key.tenant)
+        return adapter_pb2.GetAdapterResponse(adapter=self._message(key))
 
     async def ImportAdapter(
         self, request: adapter_pb2.ImportAdapterRequest, _: Any
@@ -214,21 +222,22 @@ class AdapterService(adapter_pb2_grpc.AdapterServiceServicer):
     ) -> AsyncIterator[adapter_pb2.WatchAdaptersResponse]:
         """List, then every change; changes that a slow reader missed are merged per name."""
         tenant = self._tenant(request.parent)
-        subscription = self._registry.subscribe(tenant)
+        subscription = self._registry.watchers.subscribe(tenant)
         try:
-            for record in self._registry.records(tenant):
-                if self._registry.find(record.key) is not None:
-                    yield _CHANGE(type=_CHANGE.CHANGE_TYPE_LISTED, adapter=self._message(record.key))
+            for key in self._usable(tenant):
+                if self._registry.find(key) is not None:
+                    yield _CHANGE(type=_CHANGE.CHANGE_TYPE_LISTED, adapter=self._message(key))
             yield _CHANGE(type=_CHANGE.CHANGE_TYPE_LIST_END)
             while True:
                 for key in await subscription.take():
-                    if self._registry.find(key) is None:
+                    usable = key.tenant == tenant or self._tenants.is_shared(key)
+                    if not usable or self._registry.find(key) is None:
                         gone = adapter_pb2.Adapter(name=key.name)
                         yield _CHANGE(type=_CHANGE.CHANGE_TYPE_DELETED, adapter=gone)
                     else:
                         yield _CHANGE(type=_CHANGE.CHANGE_TYPE_CHANGED, adapter=self._message(key))
         finally:
-            self._registry.unsubscribe(subscription)
+            self._registry.watchers.unsubscribe(subscription)
 
     async def _pin(self, key: AdapterKey, pinned: bool) -> None:
         record = self._registry.record(key)
@@ -252,7 +261,18 @@ class AdapterService(adapter_pb2_grpc.AdapterServiceServicer):
             raise NotFoundError("tenant", f"tenants/{tenant}", f"there is no tenant {tenant!r}")
         return tenant
 
+    def _usable(self, tenant: str) -> list[AdapterKey]:
+        """A tenant's own names, and those of others that are shared, in order."""
+        own = [record.key for record in self._registry.records(tenant)]
+        others = [key for key in self._tenants.shared() if key.tenant != tenant and self._registry.find(key)]
+        return sorted([*own, *others])
+
     def _message(self, key: AdapterKey) -> adapter_pb2.Adapter:
         if self._registry.find(key) is None:
             raise not_found(key)
-        return convert.adapter(self._registry, key)
+        message = convert.adapter(self._registry, key)
+        message.shared = self._tenants.is_shared(key)
+        if not caller().sees(key.tenant):
+            for field in _OWNERS_FIELDS:
+                message.ClearField(field)
+        return message

@@ -136,6 +136,7 @@ class TenantService(tenant_pb2_grpc.TenantServiceServicer):
         key = parse_adapter(request.name)
         self._registry.record(key)
         self._tenants.share(key)
+        self._registry.watchers.share_changed(key)
         return tenant_pb2.ShareAdapterResponse(shared_adapter=tenant_pb2.SharedAdapter(adapter=key.name))
 
     async def UnshareAdapter(
@@ -143,7 +144,9 @@ class TenantService(tenant_pb2_grpc.TenantServiceServicer):
     ) -> tenant_pb2.UnshareAdapterResponse:
         """Make an adapter private again."""
         _admins_only()
-        self._tenants.unshare(parse_adapter(request.name))
+        key = parse_adapter(request.name)
+        self._tenants.unshare(key)
+        self._registry.watchers.share_changed(key)
         return tenant_pb2.UnshareAdapterResponse()
 
     async def ListSharedAdapters(

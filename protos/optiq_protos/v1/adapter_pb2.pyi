@@ -47,7 +47,7 @@ class QuarantineReason(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., file: _Optional[str] = ..., tensor: _Optional[str] = ..., expected: _Optional[str] = ..., found: _Optional[str] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "state", "quarantine", "format", "kind", "base_model", "module_count", "min_rank", "max_rank", "parameter_count", "targets", "disk_bytes", "resident_bytes", "active_leases", "create_time", "update_time", "source_path", "drop_to_routable_ms", "etag", "version", "held_back_digest", "pinned", "keep_alive_seconds", "warning", "last_use_time")
+    __slots__ = ("name", "digest", "state", "quarantine", "format", "kind", "base_model", "module_count", "min_rank", "max_rank", "parameter_count", "targets", "disk_bytes", "resident_bytes", "active_leases", "create_time", "update_time", "source_path", "drop_to_routable_ms", "etag", "version", "held_back_digest", "pinned", "keep_alive_seconds", "warning", "last_use_time", "shared")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -74,6 +74,7 @@ class Adapter(_message.Message):
     KEEP_ALIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     WARNING_FIELD_NUMBER: _ClassVar[int]
     LAST_USE_TIME_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     state: AdapterState
@@ -100,7 +101,8 @@ class Adapter(_message.Message):
     keep_alive_seconds: float
     warning: str
     last_use_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[AdapterState, str]] = ..., quarantine: _Optional[_Union[QuarantineReason, _Mapping]] = ..., format: _Optional[str] = ..., kind: _Optional[str] = ..., base_model: _Optional[str] = ..., module_count: _Optional[int] = ..., min_rank: _Optional[int] = ..., max_rank: _Optional[int] = ..., parameter_count: _Optional[int] = ..., targets: _Optional[_Iterable[str]] = ..., disk_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., active_leases: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., source_path: _Optional[str] = ..., drop_to_routable_ms: _Optional[float] = ..., etag: _Optional[str] = ..., version: _Optional[int] = ..., held_back_digest: _Optional[str] = ..., pinned: _Optional[bool] = ..., keep_alive_seconds: _Optional[float] = ..., warning: _Optional[str] = ..., last_use_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    shared: bool
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[AdapterState, str]] = ..., quarantine: _Optional[_Union[QuarantineReason, _Mapping]] = ..., format: _Optional[str] = ..., kind: _Optional[str] = ..., base_model: _Optional[str] = ..., module_count: _Optional[int] = ..., min_rank: _Optional[int] = ..., max_rank: _Optional[int] = ..., parameter_count: _Optional[int] = ..., targets: _Optional[_Iterable[str]] = ..., disk_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., active_leases: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., source_path: _Optional[str] = ..., drop_to_routable_ms: _Optional[float] = ..., etag: _Optional[str] = ..., version: _Optional[int] = ..., held_back_digest: _Optional[str] = ..., pinned: _Optional[bool] = ..., keep_alive_seconds: _Optional[float] = ..., warning: _Optional[str] = ..., last_use_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., shared: _Optional[bool] = ...) -> None: ...
 
 class AdapterVersion(_message.Message):
     __slots__ = ("number", "digest", "current", "origin", "create_time", "publish_time", "format", "kind", "min_rank", "max_rank", "parameter_count", "disk_bytes", "resident_bytes", "active_leases")

@@ -117,7 +117,7 @@ class AdapterServiceServicer:
     """
 
     def ListAdapters(self, request, context):
-        """Lists the adapters of a tenant, ordered by name.
+        """Lists what a tenant can use: its own adapters, and those of others that are shared, ordered by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
