@@ -1,6 +1,9 @@
-"""Kills daemon and engine with SIGKILL at random moments of installs, swaps, evictions and requests, then audits.
+"""Kills daemon, engine and trainer with SIGKILL, and takes the watcher's folder away, at random moments; then audits.
 
 ``python -m tests.integration.faults --kills 200 --seed 1``
+
+The moments are those of installs, swaps, evictions, requests, training, and of the publishing of a trained adapter. The
+watcher is a thread of the daemon: it dies with the daemon, and by itself when the folder that it watches is removed.
 
 Prints its seed. The same seed makes the same decisions; the moments at which they meet the processes differ.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -24,7 +28,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from optiq_client import AdapterState, Client, OptiqClientError, Started
+import psutil
+
+from optiq_client import AdapterState, Client, JobState, OptiqClientError, Started, TrainingConfig
 from optiq_core.adapters.format import digest_folder, read_manifest
 from optiq_core.errors import AdapterError
 from tests.adapters import write_tiny_adapter
@@ -36,6 +42,9 @@ CONTENTS = 4
 BUDGET_MB = "0.03"
 ENGINE_KILLS_IN_A_ROW = 3
 KILLS_PER_AUDIT = 8
+# Names that are trained, one job at a time; what the digest will be nobody knows.
+TRAINED = [f"trained-{n}" for n in range(3)]
+JOB_STEPS = 12
 ABSENT = ""
 Possible = set[str]
 
@@ -66,6 +75,12 @@ class FaultRun:
         # What each name's folder may hold: one digest, or several after a call that was cut off.
         self.possible: dict[str, Possible] = {name: {ABSENT} for name in NAMES}
         self.done: Counter[str] = Counter()
+        self.data = self.daemon.home / "data"
+        self.data.mkdir()
+        (self.data / "train.jsonl").write_text('{"text": "one two three four five six"}\n' * 8)
+        # Every attempt may be killed: only a job that hangs, or fails by itself, is to fail here.
+        (self.daemon.home / "config.toml").write_text("trainer_attempts = 20\n")
+        self._jobs = itertools.count()
         self._client: Client | None = None
         self._stop = threading.Event()
 
@@ -76,14 +91,16 @@ class FaultRun:
             for begin in range(0, kills, KILLS_PER_AUDIT):
                 self._disturb(min(KILLS_PER_AUDIT, kills - begin))
                 self._audit()
-                self.say(
-                    f"seed {self.seed}: {sum(self.done[k] for k in ('kill daemon', 'kill engine'))} kills, "
-                    f"{dict(self.done)}"
-                )
+                self.say(f"seed {self.seed}: {self.kills} kills, {dict(self.done)}")
             assert self.daemon.stop() == 0, self.daemon.output()[-2000:]
         finally:
             self._stop.set()
             self.daemon.remove()
+
+    @property
+    def kills(self) -> int:
+        """Processes that were killed."""
+        return sum(count for what, count in self.done.items() if what.startswith("kill "))
 
     # Disturbing
 
@@ -93,6 +110,7 @@ class FaultRun:
             threading.Thread(target=self._guarded, args=(work, random.Random(self.random.random())), name=name)
             for name, work in (("change", self._change), ("use 1", self._use), ("use 2", self._use))
         ]
+        threads.append(threading.Thread(target=self._train_one, name="train"))
         self.failures: list[BaseException] = []
         for thread in threads:
             thread.start()
@@ -103,8 +121,10 @@ class FaultRun:
                 with contextlib.suppress(OptiqClientError):
                     self.client.wait_ready(60)
             time.sleep(self.random.uniform(0, 0.8))
-            pid = self._engine_pid()
-            if pid and in_a_row < ENGINE_KILLS_IN_A_ROW and self.random.random() < 0.5:
+            pid, chance = self._engine_pid(), self.random.random()
+            if chance < 0.5 and (trainer := self._trainer()) is not None:
+                in_a_row = self._kill_trainer(trainer)
+            elif pid and in_a_row < ENGINE_KILLS_IN_A_ROW and chance < 0.75:
                 in_a_row += 1
                 self.done["kill engine"] += 1
                 with contextlib.suppress(ProcessLookupError):
@@ -119,6 +139,50 @@ class FaultRun:
             thread.join(120)
             assert not thread.is_alive(), f"seed {self.seed}: '{thread.name}' hangs"
         assert not self.failures, f"seed {self.seed}: {self.failures}"
+
+    def _kill_trainer(self, trainer: psutil.Process) -> int:
+        """Kill the trainer, or wait for its end and kill the daemon while it publishes what was trained."""
+        if self.random.random() < 0.5:
+            self.done["kill trainer"] += 1
+            with contextlib.suppress(psutil.NoSuchProcess):
+                trainer.kill()
+            return 0
+        with contextlib.suppress(psutil.TimeoutExpired):
+            trainer.wait(20)
+        time.sleep(self.random.uniform(0, 0.1))
+        self.done["kill daemon at publish"] += 1
+        self.daemon.stop(signal.SIGKILL)
+        self._restart()
+        return 0
+
+    def _trainer(self) -> psutil.Process | None:
+        assert self.daemon.process is not None
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self.daemon.process.pid).children():
+                if "optiq_daemon.trainer_process" in child.cmdline():
+                    return child
+        return None
+
+    def _train_one(self) -> None:
+        """Queue one job; the queue has to bring it to its end, whatever is killed."""
+        number = next(self._jobs)
+        config = TrainingConfig(
+            data_path=str(self.data),
+            rank=4,
+            target_modules=("q_proj", "v_proj"),
+            iters=JOB_STEPS,
+            batch_size=2,
+            seed=number + 1,
+            steps_per_checkpoint=2,
+        )
+        while not self._stop.is_set():
+            with contextlib.suppress(OptiqClientError, ValueError):
+                name = TRAINED[number % len(TRAINED)]
+                # A call that was cut off is made again: the same request_id is the same job.
+                self.client.training.create(name, config, request_id=f"job-{number}", timeout=20)
+                self.done["job"] += 1
+                return
+            time.sleep(0.05)
 
     def _restart(self) -> None:
         old, self._client = self._client, self.daemon.start(wait=False)
@@ -151,7 +215,9 @@ class FaultRun:
     def _change(self, choose: random.Random) -> None:
         name, content = choose.choice(NAMES), choose.randrange(CONTENTS)
         folder, source, digest = self.daemon.drop / name, self.sources / str(content), self.digests[content]
-        action = choose.choice(("copy", "copy", "swap", "delete", "import", "import", "remove", "rollback", "unload"))
+        action = choose.choice(
+            ("copy", "copy", "swap", "delete", "import", "import", "remove", "rollback", "unload", "watch")
+        )
         self.done[action] += 1
         time.sleep(choose.uniform(0, 0.1))
         if action == "copy":
@@ -178,8 +244,26 @@ class FaultRun:
             self.possible[name] = {ABSENT}
         elif action == "rollback":
             self.client.adapters.rollback(name, timeout=20)
+        elif action == "watch":
+            self._end_watch(choose)
         else:
             self.client.adapters.unload(name, timeout=20)
+
+    def _end_watch(self, choose: random.Random) -> None:
+        """Remove the folder that the watcher watches, which ends its thread, and put all back under a new one."""
+        root, aside = self.daemon.drop.parent, self.daemon.home / "aside"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        with contextlib.suppress(OSError):
+            for tenant in root.iterdir():
+                tenant.rename(aside / tenant.name)
+            root.rmdir()
+            time.sleep(choose.uniform(0, 0.2))
+        root.mkdir(exist_ok=True)
+        for tenant in list(aside.iterdir()):
+            # The daemon, or a job that published, has made the folder anew meanwhile.
+            shutil.copytree(tenant, root / tenant.name, dirs_exist_ok=True)
+        shutil.rmtree(aside)
 
     def _use(self, choose: random.Random) -> None:
         generation = self.client.generate(
@@ -199,7 +283,12 @@ class FaultRun:
         client = self.client
         client.wait_ready(120)
         try:
-            assert eventually(self._quiet, 30), "it does not become quiet"
+            assert eventually(self._jobs_ended, 600, every=0.2), "a job hangs"
+            failed = [job for job in client.training.list() if job.state is not JobState.SUCCEEDED]
+            assert not failed, failed
+            assert eventually(self._quiet, 60), "it does not become quiet"
+            for adapter in {job.adapter_id for job in client.training.list()}:
+                assert digest_of(self.daemon.drop / adapter), f"{adapter} was trained and is not there"
             self._audit_drop_folder()
             self._audit_store()
             for adapter in client.adapters.list():
@@ -224,6 +313,9 @@ class FaultRun:
         status = client.runtime.status()
         idle = not status.requests and not status.engine.active_rows and not status.engine.queued_requests
         return taken and still and leases == 0 and versions == 0 and idle
+
+    def _jobs_ended(self) -> bool:
+        return all(job.state.ended for job in self.client.training.list())
 
     def _audit_drop_folder(self) -> None:
         for name in NAMES:

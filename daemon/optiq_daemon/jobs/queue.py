@@ -14,7 +14,7 @@ from optiq_core.errors import AdapterError, OptiqError
 from optiq_core.planner.plan import Verdict
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.events import Progress
-from optiq_daemon.errors import ConflictError, InvalidRequestError, NotFoundError, RefusedError
+from optiq_daemon.errors import ConflictError, InvalidRequestError, NotFoundError, RefusedError, UnavailableError
 from optiq_daemon.events import EventLog
 from optiq_daemon.ingest import Ingest
 from optiq_daemon.jobs.admission import JobAdmission
@@ -25,11 +25,15 @@ from optiq_daemon.jobs.recovery import recover
 from optiq_daemon.jobs.runner import JobRun
 from optiq_daemon.names import AdapterKey, JobKey, new_job_id
 from optiq_daemon.quotas import QuotaGate
+from optiq_daemon.records import AdapterRecord
 from optiq_daemon.signals import Changed
 from optiq_daemon.states import JobState
 from optiq_daemon.store import Store
 from optiq_daemon.supervisor import EngineSupervisor
 from optiq_daemon.usage import UsageTable
+
+# Between tries to install what was trained, while there is no engine.
+ENGINE_POLL_S = 1.0
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -320,7 +324,7 @@ class JobQueue:
     async def _publish(self, record: JobRecord, adapter: Path) -> None:
         key = AdapterKey(record.tenant, record.adapter_id)
         try:
-            served = await self._ingest.install(key, adapter, "training")
+            served = await self._installed(key, adapter)
         except AdapterError as error:
             self._book.set(record, JobState.FAILED, f"the trained adapter was refused: {error}")
         except (OptiqError, OSError) as error:
@@ -328,3 +332,11 @@ class JobQueue:
         else:
             record.adapter_digest = served.digest
             self._book.set(record, JobState.SUCCEEDED)
+
+    async def _installed(self, key: AdapterKey, adapter: Path) -> AdapterRecord:
+        """Install what was trained, as soon as there is an engine: one that has just died is no fault of the job."""
+        while True:
+            try:
+                return await self._ingest.install(key, adapter, "training")
+            except UnavailableError:
+                await asyncio.sleep(ENGINE_POLL_S)
