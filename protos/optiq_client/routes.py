@@ -1,27 +1,20 @@
-# ruff: noqa: ASYNC109 - `timeout` is the deadline that goes over the wire
 """``client.routes`` of both clients: names that stand for several adapter versions, by weight."""
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from optiq_client import calls_routing as calls
+from optiq_client.halves import Described, Listed, Resource, awaited, awaited_list, blocking, blocking_list
 from optiq_client.routing import Route, RouteDecision, RouteTrial, ShadowAnswer
 
-if TYPE_CHECKING:
-    from optiq_client.aio import AsyncClient
-    from optiq_client.client import Client
 
-
-class Routes:
-    """``client.routes``: names that stand for several adapter versions, by weight."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
+class _Described(Resource):
+    """What both halves do."""
 
     def set(
-        self,
+        self: Resource,
         route: str,
         targets: Mapping[str, int] | None = None,
         *,
@@ -30,119 +23,81 @@ class Routes:
         sticky: bool | None = None,
         etag: str = "",
         timeout: float | None = None,
-    ) -> Route:
+    ) -> Described[Route]:
         """Create a route, or change what is given. ``targets`` maps adapter, ``id@version`` or ``base`` to a weight."""
         call = calls.set_route(
-            self._client.tenant, route, targets=targets, fallbacks=fallbacks, shadow=shadow, sticky=sticky, etag=etag
+            self._tenant, route, targets=targets, fallbacks=fallbacks, shadow=shadow, sticky=sticky, etag=etag
         )
-        return self._client.run(call, timeout)
+        return Described(call, timeout)
 
-    def get(self, route: str, *, timeout: float | None = None) -> Route:
+    def get(self: Resource, route: str, *, timeout: float | None = None) -> Described[Route]:
         """One route, by id or full name, with what its targets were used for."""
-        return self._client.run(calls.get_route(self._client.tenant, route), timeout)
+        return Described(calls.get_route(self._tenant, route), timeout)
 
-    def list(self, *, timeout: float | None = None) -> Sequence[Route]:
+    def list(self: Resource, *, timeout: float | None = None) -> Listed[Route]:
         """All routes of the tenant, by name."""
-        found: list[Route] = []
-        token = ""
-        while True:
-            page = self._client.run(calls.list_routes(self._client.tenant, token), timeout)
-            found += page.items
-            if not (token := page.next_token):
-                return found
+        return Listed(lambda token: calls.list_routes(self._tenant, token), timeout)
 
-    def delete(self, route: str, *, etag: str = "", timeout: float | None = None) -> None:
+    def delete(self: Resource, route: str, *, etag: str = "", timeout: float | None = None) -> Described[None]:
         """Remove a route with its history."""
-        self._client.run(calls.delete_route(self._client.tenant, route, etag), timeout)
+        return Described(calls.delete_route(self._tenant, route, etag), timeout)
 
-    def promote(self, route: str, target: str = "", *, timeout: float | None = None) -> Route:
+    def promote(self: Resource, route: str, target: str = "", *, timeout: float | None = None) -> Described[Route]:
         """Give one target all of the weight; by default the shadow, else the one with the least weight above 0."""
-        return self._client.run(calls.promote_route(self._client.tenant, route, target), timeout)
+        return Described(calls.promote_route(self._tenant, route, target), timeout)
 
-    def roll_back(self, route: str, generation: int = 0, *, timeout: float | None = None) -> Route:
+    def roll_back(self: Resource, route: str, generation: int = 0, *, timeout: float | None = None) -> Described[Route]:
         """Take up the content of an earlier generation, by default of the one before."""
-        return self._client.run(calls.roll_back_route(self._client.tenant, route, generation), timeout)
+        return Described(calls.roll_back_route(self._tenant, route, generation), timeout)
 
-    def history(self, route: str, *, timeout: float | None = None) -> Sequence[Route]:
+    def history(self: Resource, route: str, *, timeout: float | None = None) -> Described[builtins.list[Route]]:
         """Generations, newest first."""
-        return self._client.run(calls.route_history(self._client.tenant, route), timeout)
+        return Described(calls.route_history(self._tenant, route), timeout)
 
-    def attempt(self, route: str, *, sticky_key: str = "", count: int = 1, timeout: float | None = None) -> RouteTrial:
+    def attempt(
+        self: Resource, route: str, *, sticky_key: str = "", count: int = 1, timeout: float | None = None
+    ) -> Described[RouteTrial]:
         """Where ``count`` requests would go now; nothing is served or counted."""
-        return self._client.run(calls.try_route(self._client.tenant, route, sticky_key, count), timeout)
+        return Described(calls.try_route(self._tenant, route, sticky_key, count), timeout)
 
-    def decisions(self, route: str, *, timeout: float | None = None) -> Sequence[RouteDecision]:
+    def decisions(
+        self: Resource, route: str, *, timeout: float | None = None
+    ) -> Described[builtins.list[RouteDecision]]:
         """The latest requests' ways, newest first."""
-        return self._client.run(calls.route_decisions(self._client.tenant, route), timeout)
+        return Described(calls.route_decisions(self._tenant, route), timeout)
 
-    def shadow_answers(self, route: str, *, timeout: float | None = None) -> Sequence[ShadowAnswer]:
+    def shadow_answers(
+        self: Resource, route: str, *, timeout: float | None = None
+    ) -> Described[builtins.list[ShadowAnswer]]:
         """The latest comparisons with the shadow, newest first."""
-        return self._client.run(calls.shadow_answers(self._client.tenant, route), timeout)
+        return Described(calls.shadow_answers(self._tenant, route), timeout)
 
 
-class AsyncRoutes:
+class Routes(Resource):
     """``client.routes``: names that stand for several adapter versions, by weight."""
 
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
+    set = blocking(_Described.set)
+    get = blocking(_Described.get)
+    list = blocking_list(_Described.list)
+    delete = blocking(_Described.delete)
+    promote = blocking(_Described.promote)
+    roll_back = blocking(_Described.roll_back)
+    history = blocking(_Described.history)
+    attempt = blocking(_Described.attempt)
+    decisions = blocking(_Described.decisions)
+    shadow_answers = blocking(_Described.shadow_answers)
 
-    async def set(
-        self,
-        route: str,
-        targets: Mapping[str, int] | None = None,
-        *,
-        fallbacks: Sequence[str] | None = None,
-        shadow: str | None = None,
-        sticky: bool | None = None,
-        etag: str = "",
-        timeout: float | None = None,
-    ) -> Route:
-        """Create a route, or change what is given. ``targets`` maps adapter, ``id@version`` or ``base`` to a weight."""
-        call = calls.set_route(
-            self._client.tenant, route, targets=targets, fallbacks=fallbacks, shadow=shadow, sticky=sticky, etag=etag
-        )
-        return await self._client.run(call, timeout)
 
-    async def get(self, route: str, *, timeout: float | None = None) -> Route:
-        """One route, by id or full name, with what its targets were used for."""
-        return await self._client.run(calls.get_route(self._client.tenant, route), timeout)
+class AsyncRoutes(Resource):
+    """``client.routes``: names that stand for several adapter versions, by weight."""
 
-    async def list(self, *, timeout: float | None = None) -> Sequence[Route]:
-        """All routes of the tenant, by name."""
-        found: list[Route] = []
-        token = ""
-        while True:
-            page = await self._client.run(calls.list_routes(self._client.tenant, token), timeout)
-            found += page.items
-            if not (token := page.next_token):
-                return found
-
-    async def delete(self, route: str, *, etag: str = "", timeout: float | None = None) -> None:
-        """Remove a route with its history."""
-        await self._client.run(calls.delete_route(self._client.tenant, route, etag), timeout)
-
-    async def promote(self, route: str, target: str = "", *, timeout: float | None = None) -> Route:
-        """Give one target all of the weight; by default the shadow, else the one with the least weight above 0."""
-        return await self._client.run(calls.promote_route(self._client.tenant, route, target), timeout)
-
-    async def roll_back(self, route: str, generation: int = 0, *, timeout: float | None = None) -> Route:
-        """Take up the content of an earlier generation, by default of the one before."""
-        return await self._client.run(calls.roll_back_route(self._client.tenant, route, generation), timeout)
-
-    async def history(self, route: str, *, timeout: float | None = None) -> Sequence[Route]:
-        """Generations, newest first."""
-        return await self._client.run(calls.route_history(self._client.tenant, route), timeout)
-
-    async def attempt(
-        self, route: str, *, sticky_key: str = "", count: int = 1, timeout: float | None = None
-    ) -> RouteTrial:
-        """Where ``count`` requests would go now; nothing is served or counted."""
-        return await self._client.run(calls.try_route(self._client.tenant, route, sticky_key, count), timeout)
-
-    async def decisions(self, route: str, *, timeout: float | None = None) -> Sequence[RouteDecision]:
-        """The latest requests' ways, newest first."""
-        return await self._client.run(calls.route_decisions(self._client.tenant, route), timeout)
-
-    async def shadow_answers(self, route: str, *, timeout: float | None = None) -> Sequence[ShadowAnswer]:
-        """The latest comparisons with the shadow, newest first."""
-        return await self._client.run(calls.shadow_answers(self._client.tenant, route), timeout)
+    set = awaited(_Described.set)
+    get = awaited(_Described.get)
+    list = awaited_list(_Described.list)
+    delete = awaited(_Described.delete)
+    promote = awaited(_Described.promote)
+    roll_back = awaited(_Described.roll_back)
+    history = awaited(_Described.history)
+    attempt = awaited(_Described.attempt)
+    decisions = awaited(_Described.decisions)
+    shadow_answers = awaited(_Described.shadow_answers)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from optiq_client import AdapterState, Client, ConnectionFailed, NotFound, PermissionDenied, Tls, TrainingConfig
+from optiq_client import AdapterState, Client, ConnectionFailed, NotFound, PermissionDenied, Tls, TrainingConfig, paths
 from tests.adapters import write_tiny_adapter
 from tests.integration.conftest import Daemon, eventually
 from tests.integration.test_daemon_tenants import free_address
@@ -177,6 +177,7 @@ def test_no_token_is_in_a_log_a_file_or_an_argument(served: Served, tmp_path: Pa
 
 def test_a_tenant_is_deleted_with_all_that_it_has(served: Served, tmp_path: Path) -> None:
     owner, home = served.owner, served.daemon.home
+    unix = f"unix:{paths.socket_path(home)}"
     data = tmp_path / "data"
     data.mkdir()
     (data / "train.jsonl").write_text('{"text": "one two three"}\n' * 8)
@@ -190,11 +191,11 @@ def test_a_tenant_is_deleted_with_all_that_it_has(served: Served, tmp_path: Path
         brief.routes.set("main", {"mine": 1})
         brief.generate([5, 9], adapter="mine", max_tokens=2).read()
         jobs = [brief.training.create(f"job-{n}", TrainingConfig(data_path=str(data), iters=100_000)) for n in (1, 2)]
-        refused = optiq(served, "tenants", "delete", "brief", "--yes", OPTIQ_ADDRESS=f"unix:{home}/run/optiq.sock")
+        refused = optiq(served, "tenants", "delete", "brief", "--yes", OPTIQ_ADDRESS=unix)
         assert refused.returncode == 1 and "1 adapters and some jobs" in refused.stderr, refused.stderr
         assert brief.adapters.get("mine").digest == digest
     assert len(jobs) == 2
-    gone = optiq(served, "tenants", "delete", "brief", "--force", "--yes", OPTIQ_ADDRESS=f"unix:{home}/run/optiq.sock")
+    gone = optiq(served, "tenants", "delete", "brief", "--force", "--yes", OPTIQ_ADDRESS=unix)
     assert gone.returncode == 0, gone.stderr
     assert "brief" not in {tenant.id for tenant in owner.tenants.list()}
     assert owner.tenants.shared() == [] and not (home / "adapters" / "brief").exists()

@@ -106,6 +106,24 @@ def test_a_thousand_folders_at_once(tiny_daemon: Daemon, tiny_client: Client) ->
     crowd(tiny_daemon, tiny_client, 1000, 240)
 
 
+@pytest.mark.slow
+def test_a_folder_that_grows_for_a_minute_is_taken_once(tiny_daemon: Daemon, tiny_client: Client) -> None:
+    source, folder = write_tiny_adapter(tiny_daemon.home / "growing", seed=8, rank=64), tiny_daemon.drop / "growing"
+    content = (source / "adapters.safetensors").read_bytes()
+    folder.mkdir()
+    shutil.copy(source / "adapter_config.json", folder)
+    with (folder / "adapters.safetensors").open("wb") as writing:
+        for part in range(30):
+            writing.write(content[part * len(content) // 30 : (part + 1) * len(content) // 30])
+            writing.flush()
+            # Twenty times the settle time: only the open file says that there is more to come.
+            time.sleep(2.0)
+            assert tiny_client.adapters.get("growing").state is AdapterState.DISCOVERED
+    assert serves(tiny_client, "growing", digest_of(source))
+    assert len(tiny_client.adapters.history("growing")) == 1
+    shutil.rmtree(folder)
+
+
 def test_a_drop_folder_without_events(another_daemon: Callable[..., Daemon], tiny_folder: Path) -> None:
     options = ("--watch", "polling", "--settle-ms", "100", "--reconcile-interval-s", "3600")
     daemon = another_daemon("--model", str(tiny_folder), *options)

@@ -122,8 +122,8 @@ def test_who_calls(tenants: Tenants, gatekeeper: Gatekeeper, tmp_path: Path) -> 
 def test_names_of_others_are_not_there_whatever_the_method(gatekeeper: Gatekeeper) -> None:
     foreign = [
         adapter_pb2.ListAdaptersRequest(parent="tenants/ops"),
-        adapter_pb2.GetAdapterRequest(name="tenants/ops/adapters/x"),
-        adapter_pb2.GetAdapterRequest(name="tenants/nobody/adapters/x"),
+        adapter_pb2.DeleteAdapterRequest(name="tenants/ops/adapters/x"),
+        adapter_pb2.DeleteAdapterRequest(name="tenants/nobody/adapters/x"),
         tenant_pb2.UpdateTenantRequest(tenant=tenant_pb2.Tenant(name="tenants/ops")),
         tenant_pb2.ListTenantUsageRequest(parent="tenants/-"),
     ]
