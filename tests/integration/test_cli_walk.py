@@ -166,8 +166,13 @@ def jobs(walk: Walk, client: Client, folder: Path) -> None:
     walk.both("jobs ls")
     slow = TrainingConfig(data_path=str(data), iters=100_000)
     queued = [client.training.create(f"walk-job-{number}", slow).id for number in (1, 2)]
+    walk.both("jobs set", queued[1], "--priority", "5")
+    walk.both("jobs pause", queued[1], again=lambda: client.training.resume(queued[1]))
+    walk.both("jobs resume", queued[1], again=lambda: client.training.pause(queued[1]))
     walk.both("jobs cancel", queued[0])
     client.training.cancel(queued[1])
+    walk.ran.add("jobs rm")
+    walk.run("jobs rm", job)
 
 
 def about_the_daemon(walk: Walk) -> None:
