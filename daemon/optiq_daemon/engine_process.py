@@ -54,6 +54,7 @@ MB = 1_000_000
 # A probe is a step that running streams would have to wait for.
 PROBE_LOOKS = 100
 PROBE_LOOK_S = 0.05
+PROBE_PAUSE_S = 0.2
 
 _REASONS = {
     "stop": generation_pb2.FINISH_REASON_STOP,
@@ -205,7 +206,14 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             if not engine.status().active_rows:
                 break
             await asyncio.sleep(PROBE_LOOK_S)
-        differences = await asyncio.to_thread(engine.probe_adapters, list(request.digests))
+        digests, differences = list(request.digests), dict[str, float]()
+        while digests:
+            # Streams that run get a step between two small probes; nobody is held up by a large one.
+            several = 1 if engine.status().active_rows else len(digests)
+            differences |= await asyncio.to_thread(engine.probe_adapters, digests[:several])
+            digests = digests[several:]
+            if digests:
+                await asyncio.sleep(PROBE_PAUSE_S)
         return pb.ProbeAdaptersResponse(differences=differences)
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:  # noqa: N802

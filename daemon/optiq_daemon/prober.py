@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -14,8 +15,10 @@ from optiq_daemon.tasks import Tasks
 log = logging.getLogger(__name__)
 
 BATCH = 8
-# Adapters that are dropped together are asked about together.
+# Adapters that are dropped together are asked about together, once no more of them come: a probe takes the engine's
+# time, which the others' loads need.
 GATHER_S = 0.2
+GATHER_AT_MOST_S = 10.0
 
 NO_EFFECT = "NO_EFFECT: it is loaded, but on a fixed prompt the logits are those of the bare base"
 NOT_FINITE = "NOT_FINITE: on a fixed prompt its logits have NaN or infinite values"
@@ -68,9 +71,16 @@ class Prober:
         if self._waiting and self._engine is not None and (self._task is None or self._task.done()):
             self._task = self._tasks.start(self._run(), "probe adapters")
 
+    async def _gather(self) -> None:
+        until = time.monotonic() + GATHER_AT_MOST_S
+        seen = 0
+        while len(self._waiting) > seen and time.monotonic() < until:
+            seen = len(self._waiting)
+            await asyncio.sleep(GATHER_S)
+
     async def _run(self) -> None:
         while self._waiting and (engine := self._engine) is not None:
-            await asyncio.sleep(GATHER_S)
+            await self._gather()
             digests = list(self._waiting)[:BATCH]
             try:
                 differences = await engine.probe(digests)
