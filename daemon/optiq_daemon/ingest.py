@@ -1,7 +1,7 @@
 """From a folder that lies still to a version that is served.
 
-Order: look, read headers, compare with the base, copy into the store, describe the copy, load it, move the pointer.
-What changes meanwhile is taken again; what is wrong is quarantined with a reason and left where it is.
+One name is worked on by one task at a time. :mod:`optiq_daemon.installer` does the work on a folder that lies still;
+what changed meanwhile is taken again, what is wrong is quarantined with a reason and left where it is.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -19,26 +18,18 @@ from optiq_core.errors import AdapterError, OptiqError
 from optiq_core.files import recover_folders, staged_folder
 from optiq_daemon.base_info import BaseInfo
 from optiq_daemon.blobs import copy_file
-from optiq_daemon.errors import ConflictError, InvalidRequestError, QuotaError, RefusedError, UnavailableError
+from optiq_daemon.errors import ConflictError, RefusedError, UnavailableError
+from optiq_daemon.installer import ChangedMeanwhileError, Installer
 from optiq_daemon.names import AdapterKey
-from optiq_daemon.records import AdapterRecord, Description, Quarantine
+from optiq_daemon.records import AdapterRecord, Quarantine
 from optiq_daemon.registry import Registry
-from optiq_daemon.slots import Lease
 from optiq_daemon.snapshot import Snapshot, take_snapshot
 from optiq_daemon.states import AdapterState
 from optiq_daemon.tasks import Tasks
-from optiq_daemon.version_catalog import BYTES_PER_PARAMETER
 
 log = logging.getLogger(__name__)
 
-COPIES_AT_ONCE = 4
-# A new version of an adapter in use waits this long for room before the name moves to it without.
-ROOM_WAIT_S = 5.0
 TRASH = ".deleted-"
-
-
-class _ChangedMeanwhileError(Exception):
-    """The folder was written to while it was read."""
 
 
 class Ingest:
@@ -62,9 +53,8 @@ class Ingest:
         self._again = again
         self._check_disk = check_disk
         self._locks: dict[AdapterKey, asyncio.Lock] = {}
-        self._copies = asyncio.Semaphore(COPIES_AT_ONCE)
         self._waiting: set[AdapterKey] = set()
-        self._started = time.time()
+        self._installer = Installer(registry, check_disk)
         self._tasks = Tasks()
 
     def folder(self, key: AdapterKey) -> Path:
@@ -137,7 +127,7 @@ class Ingest:
             manifest = await asyncio.to_thread(read_manifest, registry.blobs.path(version.digest))
             warnings = registry.base.check(manifest)
             with registry.residency.lease(version.digest) as lease:
-                await self._load(key, lease, record)
+                await self._installer.load(key, lease, record)
                 registry.roll_back(record, version, warnings)
             return record
 
@@ -235,8 +225,8 @@ class Ingest:
                 registry.phase(key, None)
                 return
             registry.phase(key, AdapterState.VALIDATING)
-            await self._install(key, folder, snapshot, base, origin)
-        except _ChangedMeanwhileError:
+            await self._installer.install(key, folder, snapshot, base, origin)
+        except ChangedMeanwhileError:
             self._again(key)
         except AdapterError as error:
             await self._refuse(key, folder, snapshot, error)
@@ -255,87 +245,6 @@ class Ingest:
             and record.base_digest == base.digest
             and (record.quarantine is not None or self._registry.blobs.has(record.digest))
         )
-
-    async def _install(self, key: AdapterKey, folder: Path, snapshot: Snapshot, base: BaseInfo, origin: str) -> None:
-        registry = self._registry
-        async with self._copies:
-            manifest = await asyncio.to_thread(read_manifest, folder)
-            base.check(manifest)
-            try:
-                self._check_disk(key, manifest.disk_bytes)
-            except QuotaError as error:
-                raise AdapterError("DISK_QUOTA", error.message) from None
-            staging, copied, digest = await asyncio.to_thread(registry.blobs.stage, folder, manifest)
-        lease = registry.residency.lease(digest, copied.parameter_count * BYTES_PER_PARAMETER)
-        try:
-            if await asyncio.to_thread(take_snapshot, folder) != snapshot:
-                raise _ChangedMeanwhileError
-            warnings = base.check(copied)
-            old = registry.find(key)
-            if old is not None and origin == "folder" and self._held_back(old, digest):
-                old.fingerprint, old.quarantine = snapshot.fingerprint, None
-                registry.save(old)
-                registry.phase(key, None)
-                return
-            registry.blobs.commit(staging, digest)
-            if old is None or old.digest != digest or old.keep_loaded:
-                await self._load(key, lease, old)
-            record = AdapterRecord(
-                tenant=key.tenant,
-                adapter=key.adapter,
-                digest=digest,
-                description=Description.of(copied),
-                fingerprint=snapshot.fingerprint,
-                folder_digest=digest,
-                base_digest=base.digest,
-                source_path=str(folder),
-                warnings=warnings,
-            )
-            if old is not None:
-                record.create_time, record.last_number = old.create_time, old.last_number
-                record.pinned, record.keep_alive_s = old.pinned, old.keep_alive_s
-            if old is not None and old.digest == digest:
-                record.drop_to_routable_ms = old.drop_to_routable_ms
-                record.keep_loaded, record.warnings = old.keep_loaded, old.warnings | warnings
-            else:
-                since = max(snapshot.changed_at, self._started)
-                record.drop_to_routable_ms = max(0.0, (time.time() - since) * 1000)
-            registry.publish(record, origin)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-            lease.release()
-
-    @staticmethod
-    def _held_back(record: AdapterRecord, digest: str) -> bool:
-        """Whether a rollback set the folder's content aside: touching the files does not undo that."""
-        return bool(record.digest) and record.digest != digest == record.folder_digest
-
-    async def _load(self, key: AdapterKey, lease: Lease, old: AdapterRecord | None) -> None:
-        """Put the new version into the engine before the name points to it.
-
-        It takes another's room only where it replaces a version that is in use. An engine that has no room, or has
-        just died, is no fault of the adapter: it is published and loaded when it is asked for.
-        """
-        residency = self._registry.residency
-        before = residency.slot(old.digest) if old is not None else None
-        if not residency.has_room(lease.digest) and not (before is not None and before.entered):
-            return
-        try:
-            async with asyncio.timeout(ROOM_WAIT_S):
-                await residency.enter(lease)
-        except TimeoutError:
-            log.info("%s: no room in the engine; it is loaded when it is asked for", key.name)
-        except RefusedError as error:
-            if error.reason in ("ADAPTER_OVER_BUDGET", "BUDGET_PINNED"):
-                self._registry.events.append("adapter.load_failed", key.name, str(error))
-                return
-            facts = error.metadata
-            found = {field: facts.get(field, "") for field in ("file", "tensor", "expected", "found")}
-            raise AdapterError(error.reason, facts.get("message") or error.message, **found) from None
-        except InvalidRequestError as error:
-            raise AdapterError("ENGINE_REFUSED", error.message) from None
-        except OptiqError as error:
-            self._registry.events.append("adapter.load_failed", key.name, str(error))
 
     async def _refuse(self, key: AdapterKey, folder: Path, before: Snapshot | None, error: AdapterError) -> None:
         """Quarantine, unless the folder was still being written, or is gone."""

@@ -20,10 +20,10 @@ from optiq_daemon.base_info import BaseInfo
 from optiq_daemon.blobs import Blobs
 from optiq_daemon.errors import NotFoundError, RefusedError, UnavailableError
 from optiq_daemon.events import EventLog
+from optiq_daemon.mounting import Engine
 from optiq_daemon.names import AdapterKey
 from optiq_daemon.prober import ProbingEngine
 from optiq_daemon.records import AdapterRecord, AdapterTable, Quarantine
-from optiq_daemon.residency import Engine
 from optiq_daemon.slots import Lease, SlotState
 from optiq_daemon.states import AdapterState
 from optiq_daemon.store import Store

@@ -35,7 +35,7 @@ class Retention(NamedTuple):
 
 
 class VersionCatalog:
-    """Residency's :class:`optiq_daemon.residency.Catalog`; lives on the event loop.
+    """Residency's :class:`optiq_daemon.mounting.Catalog`; lives on the event loop.
 
     Args:
         records: of all names.

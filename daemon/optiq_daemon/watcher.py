@@ -184,7 +184,9 @@ class DropWatcher:
     async def _reconcile(self) -> None:
         looks, tenants, ignored = await asyncio.to_thread(_look, self._root)
         for tenant in tenants:
-            self._on_tenant(tenant)
+            # It may have been deleted, folder and all, while the look went on.
+            if (self._root / tenant).is_dir():
+                self._on_tenant(tenant)
         for path, why in ignored:
             self._ignore(path, why)
         before, self._looks = self._looks, looks

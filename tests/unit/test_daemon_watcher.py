@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from optiq_daemon import watcher as watcher_module
 from optiq_daemon.names import AdapterKey
 from optiq_daemon.watcher import DropWatcher
 
@@ -119,6 +120,25 @@ async def test_tenants_appear_and_bad_names_are_ignored_once(seen: Seen) -> None
     await asyncio.sleep(2 * SETTLE_S)
     assert sorted(seen.ignored) == ["Bad Name", "file.txt"]
     assert {key.adapter for key, _ in seen.settled} <= {"nested", "plain-file"}
+
+
+async def test_a_tenant_whose_folder_goes_during_a_look_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "adapters"
+    (root / "brief" / "one").mkdir(parents=True)
+    look = watcher_module._look
+
+    def look_and_lose(folder: Path) -> object:
+        found = look(folder)
+        shutil.rmtree(root / "brief")
+        return found
+
+    monkeypatch.setattr(watcher_module, "_look", look_and_lose)
+    made = Seen(root)
+    await made.watcher.start()
+    assert made.tenants == {"default"}
+    await made.watcher.stop()
 
 
 async def test_what_is_there_at_start_settles_and_what_is_gone_too(tmp_path: Path) -> None:
