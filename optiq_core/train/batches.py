@@ -136,10 +136,20 @@ class BatchOrder:
         batch_size: rows of a batch.
         seed: of the order.
         pack_length: tokens of a row that several examples share; 0 gives each its own row.
+        share: which of how many shares of each batch to give.
     """
 
-    def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int, pack_length: int = 0) -> None:
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        seed: int,
+        pack_length: int = 0,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         self._examples = examples
+        self._share = share
         lengths = [example.length for example in examples]
         self._rows = pack(lengths, pack_length) if pack_length else [[i] for i in range(len(examples))]
         self._lengths = [sum(lengths[i] for i in row) for row in self._rows]
@@ -156,9 +166,14 @@ class BatchOrder:
         return self.parts(position, self._batch_size)[0]
 
     def parts(self, position: int, rows: int) -> list[Batch]:
-        """The batch at a position in parts of so many rows, each padded for itself; rows of like length together."""
+        """This share of the batch at a position in parts of so many rows, each padded for itself.
+
+        Rows of like length come together. A share of the last batch of an epoch may have no row, and so no part.
+        """
         epoch, index = divmod(position, self.batches_per_epoch)
-        batch = [[self._examples[i] for i in self._rows[row]] for row in self._epoch(epoch)[index]]
+        rank, shares = self._share
+        chosen = self._epoch(epoch)[index][rank::shares]
+        batch = [[self._examples[i] for i in self._rows[row]] for row in chosen]
         parts = [batch[start : start + rows] for start in range(0, len(batch), rows)]
         return [collate_packed(part) if self._packed else collate([row[0] for row in part]) for part in parts]
 

@@ -37,6 +37,7 @@ def lora() -> None:
     epilog="\b\nExamples:\n  optiq lora train embedded --data ./units -o ./units-adapter\n"
     "  optiq lora train ./my-base --data ./tone -o ./tone-adapter --rank 16 --rank-scaling constant --json\n"
     "  optiq lora train embedded --config run.yaml --data ./units -o ./units-adapter --plot loss.png\n"
+    "  mlx.launch -n 2 optiq lora train embedded --data ./units -o ./units-adapter     # data parallel\n"
     "  optiq lora train Qwen/Qwen3-1.7B --load-in 4bit --data ./tone -o ./tone-adapter     # QLoRA"
 )
 @click.argument("base")
@@ -78,12 +79,14 @@ def train(
             check_plot(plot)
         log = MetricsFile(metrics or checkpoint / "metrics.jsonl")
         result = _train(base, config, output, checkpoint, log, load_in=load_in, overwrite=overwrite)
-        if plot and result.outcome == "succeeded":
+        if plot and result.first and result.outcome == "succeeded":
             plot_losses(log.read(), plot)
     except TrainingError as error:
         raise (click.UsageError(str(error)) if error.field else click.ClickException(str(error))) from error
     except OptiqError as error:
         raise click.ClickException(str(error)) from error
+    if not result.first:
+        return
     if result.outcome == "stopped":
         click.echo(f"stopped after step {result.step}; the same command goes on from there", err=True)
         raise SystemExit(EXIT_STOPPED)

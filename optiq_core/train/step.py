@@ -13,6 +13,7 @@ from mlx import nn, optimizers
 from mlx.utils import tree_flatten, tree_map
 
 from optiq_core.train.loss import Inputs, Loss, number
+from optiq_core.train.parallel import Processes
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,13 @@ class InterruptedStepError(Exception):
 
 
 def make_step(
-    model: nn.Module, optimizer: optimizers.Optimizer, loss: Loss, *, compiled: bool, clip_norm: float = 0.0
+    model: nn.Module,
+    optimizer: optimizers.Optimizer,
+    loss: Loss,
+    *,
+    compiled: bool,
+    clip_norm: float = 0.0,
+    processes: Processes | None = None,
 ) -> Step:
     """A function that takes one batch, in one part or several, and updates the model's trainable parameters.
 
@@ -81,6 +88,7 @@ def make_step(
         compiled: trace once per batch shape. Pays on GPUs; on the CPU the first step takes several times longer
             (kernels go through a C++ compiler) and later ones gain nothing, because matrix products dominate.
         clip_norm: longer gradients are shortened to this norm; 0 leaves them.
+        processes: which share each step's gradient.
     """
     optimizer.init(model.trainable_parameters())
     gradient, part = make_gradient(model, loss), make_part(model, loss)
@@ -118,8 +126,15 @@ def make_step(
         norm = sum((mx.square(grad.astype(mx.float32)).sum() for _, grad in tree_flatten(sums)), mx.array(0.0))
         return loss_sum, tokens, bool(np.isfinite(loss_sum) and mx.isfinite(norm).item()), sums
 
+    def taken(parts: Sequence[Inputs], proceed: Callable[[], bool]) -> tuple[float, int, bool, Any]:
+        if not parts:
+            return 0.0, 0, True, tree_map(mx.zeros_like, model.trainable_parameters())
+        return whole(parts[0]) if len(parts) == 1 else summed(parts, proceed)
+
     def step(*parts: Inputs, proceed: Callable[[], bool] = lambda: True) -> StepResult:
-        value, tokens, applied, grads = whole(parts[0]) if len(parts) == 1 else summed(parts, proceed)
+        value, tokens, applied, grads = taken(parts, proceed)
+        if processes is not None:
+            value, tokens, applied, grads = processes.reduce(value, tokens, applied, grads)
         if applied:
             update(grads)
             mx.eval(model.trainable_parameters(), optimizer.state)

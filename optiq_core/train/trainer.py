@@ -28,6 +28,7 @@ from optiq_core.train.loss import Loss, loss_for, number, to_inputs
 from optiq_core.train.meter import Meter
 from optiq_core.train.optim import build_optimizer
 from optiq_core.train.packed import check_packable
+from optiq_core.train.parallel import Processes
 from optiq_core.train.preference import preference_loss_for
 from optiq_core.train.ranks import distribution
 from optiq_core.train.records import TRAIN_FILE, VALID_FILE
@@ -36,6 +37,8 @@ from optiq_core.train.targets import rank_targets, ranks_of
 
 Signal = Literal["go", "cancel", "stop"]
 Outcome = Literal["succeeded", "cancelled", "stopped"]
+# The stronger one later.
+_SIGNALS: tuple[Signal, ...] = ("go", "stop", "cancel")
 
 # A run whose every step is non-finite never recovers: Adam's moments are not updated by skipped steps.
 MAX_SKIPPED_IN_A_ROW = 10
@@ -62,11 +65,12 @@ class TrainableBase(Protocol):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended, after which step, and the validation loss of what it wrote."""
+    """How a run ended, after which step, the validation loss of what it wrote, and whether this process wrote it."""
 
     outcome: Outcome
     step: int
     valid_loss: float | None
+    first: bool = True
 
 
 def train(
@@ -115,8 +119,10 @@ class _Run:
         control: Callable[[], Signal],
     ) -> None:
         self.base, self.config, self.data = base, config, data
-        self.checkpoint_dir, self.on_event, self.control = checkpoint_dir, on_event, control
+        self.checkpoint_dir, self.control = checkpoint_dir, control
+        self._tell = on_event
         self.model: nn.Module = base.model
+        self.processes = Processes()
         self.keeps_best = config.keep_best or config.patience > 0
         if self.keeps_best and not data.valid.examples:
             field = "patience" if config.patience else "keep_best"
@@ -143,8 +149,19 @@ class _Run:
         )
         self.optimizer = build_optimizer(config)
         fingerprint = self._fingerprint()
-        restored = restore_checkpoint(checkpoint_dir, fingerprint, self.model, self.optimizer)
-        self.state = restored or RunState(fingerprint=fingerprint)
+        restored = None
+        if self.processes.first:
+            restored = restore_checkpoint(checkpoint_dir, fingerprint, self.model, self.optimizer)
+        self.state = self.processes.same_counters(restored or RunState(fingerprint=fingerprint))
+        if self.processes.size > 1:
+            self.optimizer.init(self.model.trainable_parameters())
+            self.model.update(self.processes.same_arrays(self.model.trainable_parameters()))
+            self.optimizer.state = self.processes.same_arrays(self.optimizer.state)
+
+    def on_event(self, event: Event) -> None:
+        """Report an event, once for all processes."""
+        if self.processes.first:
+            self._tell(event)
 
     def run(self, out_dir: Path, dtype: StoredType, overwrite: bool) -> TrainResult:
         parameters = sum(value.size for _, value in tree_flatten(self.model.trainable_parameters()))
@@ -161,12 +178,12 @@ class _Run:
         with recomputed_blocks(self.model, self.config.grad_checkpoint):
             outcome = self._loop()
         self.model.eval()
-        if outcome == "succeeded":
+        if outcome == "succeeded" and self.processes.first:
             if self.keeps_best and self.state.best_step:
                 restore_best(self.checkpoint_dir, self.state, self.model)
             self._write(out_dir, dtype, overwrite)
         best = self.state.best_loss if self.state.best_step else self.state.valid_loss
-        return TrainResult(outcome=outcome, step=self.state.step, valid_loss=best)
+        return TrainResult(outcome=outcome, step=self.state.step, valid_loss=best, first=self.processes.first)
 
     def _write(self, out_dir: Path, dtype: StoredType, overwrite: bool) -> None:
         tensors = {name: np.array(value.astype(mx.float32)) for name, value in exported_tensors(self.model).items()}
@@ -183,15 +200,26 @@ class _Run:
     def _loop(self) -> Outcome:
         config, state = self.config, self.state
         order = BatchOrder(
-            self.data.train.examples, batch_size=config.batch_size, seed=config.seed, pack_length=config.pack_length
+            self.data.train.examples,
+            batch_size=config.batch_size * self.processes.size,
+            seed=config.seed,
+            pack_length=config.pack_length,
+            share=(self.processes.rank, self.processes.size),
         )
         compiled = mx.default_device() == mx.gpu
-        take_step = make_step(self.model, self.optimizer, self.loss, compiled=compiled, clip_norm=config.clip_norm)
+        take_step = make_step(
+            self.model,
+            self.optimizer,
+            self.loss,
+            compiled=compiled,
+            clip_norm=config.clip_norm,
+            processes=self.processes,
+        )
         meter = Meter()
         skipped_in_a_row = 0
         self.model.train()
         while state.step < config.iters:
-            signal = self.control()
+            signal = self._agreed()
             if signal == "cancel":
                 return "cancelled"
             if signal == "stop":
@@ -201,15 +229,17 @@ class _Run:
             parts = order.parts(state.step, config.rows_at_a_time)
             seed_step(config.seed, state.step + 1)
             try:
-                result = take_step(*map(to_inputs, parts), proceed=lambda: self.control() == "go")
+                result = take_step(*map(to_inputs, parts), proceed=self._may_go_on)
             except InterruptedStepError:
                 continue
             state.step += 1
-            read = sum(part.real_tokens for part in parts)
-            meter.add(result.loss, result.tokens, read, result.applied, time.perf_counter() - started)
+            read, learned = self.processes.sums(
+                [sum(part.real_tokens for part in parts), sum(part.loss_tokens for part in parts)]
+            )
+            meter.add(result.loss, result.tokens, int(read), result.applied, time.perf_counter() - started)
             if result.applied:
                 skipped_in_a_row = 0
-                state.trained_tokens += sum(part.loss_tokens for part in parts)
+                state.trained_tokens += int(learned)
             else:
                 skipped_in_a_row += 1
                 self._skipped(skipped_in_a_row, parts)
@@ -225,6 +255,14 @@ class _Run:
             if state.step % config.steps_per_checkpoint == 0:
                 self._try_checkpoint()
         return "succeeded"
+
+    def _agreed(self) -> Signal:
+        """What the run should do: where there are several processes, the strongest that any of them was asked."""
+        return _SIGNALS[self.processes.highest(_SIGNALS.index(self.control()))]
+
+    def _may_go_on(self) -> bool:
+        """Whether the next part of a step may begin; processes that share a step finish it together."""
+        return self.processes.size > 1 or self.control() == "go"
 
     def _skipped(self, in_a_row: int, parts: Sequence[Batch]) -> None:
         state = self.state
@@ -244,7 +282,8 @@ class _Run:
             return False
         if state.valid_loss is not None and (state.best_loss is None or state.valid_loss < state.best_loss):
             state.best_loss, state.best_step, state.stale_evals = state.valid_loss, state.step, 0
-            save_best(self.checkpoint_dir, state, self.model)
+            if self.processes.first:
+                save_best(self.checkpoint_dir, state, self.model)
             return False
         state.stale_evals += 1
         if not patience or state.stale_evals < patience:
@@ -298,6 +337,8 @@ class _Run:
             self.on_event(Warned(f"step {self.state.step}: no checkpoint: {error}"))
 
     def _save_checkpoint(self) -> None:
+        if not self.processes.first:
+            return
         save_checkpoint(self.checkpoint_dir, self.state, self.model, self.optimizer)
         self.on_event(CheckpointSaved(self.state.step))
 
@@ -308,7 +349,7 @@ class _Run:
         if self.keeps_best:
             free.discard("steps_per_eval")
         settings = {key: value for key, value in msgspec.to_builtins(self.config).items() if key not in free}
-        content = [settings, self.ranks, self.data.digest, self.base.digest]
+        content = [settings, self.processes.size, self.ranks, self.data.digest, self.base.digest]
         return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
     def _card(self) -> LoraConfig:
