@@ -71,6 +71,16 @@ class EngineClient:
         response = await self._unary(self._stub.ProbeAdapters(request, timeout=LOAD_TIMEOUT_S))
         return dict(response.differences)
 
+    async def merge(self, parts: list[tuple[Path, float]], target: Path) -> None:
+        """Write the weighted sum of adapter folders, DoRA ones among them, as a new folder.
+
+        Raises:
+            RefusedError: they have no such sum.
+        """
+        folders = [engine_pb2.MergedFolder(path=str(path), weight=weight) for path, weight in parts]
+        request = engine_pb2.MergeAdaptersRequest(parts=folders, target_path=str(target))
+        await self._unary(self._stub.MergeAdapters(request, timeout=LOAD_TIMEOUT_S))
+
     async def status(self) -> engine_pb2.GetStatusResponse:
         """Counters and memory now."""
         return await self._unary(self._stub.GetStatus(engine_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT_S))

@@ -198,6 +198,16 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             raise errors.RefusedError(str(error), reason="ADAPTER_IN_USE") from None
         return pb.UnloadAdapterResponse()
 
+    async def MergeAdapters(  # noqa: N802
+        self, request: pb.MergeAdaptersRequest, context: Any
+    ) -> pb.MergeAdaptersResponse:
+        _, engine = await self._ready()
+        parts = [(Path(part.path), part.weight) for part in request.parts]
+        await asyncio.get_running_loop().run_in_executor(
+            self._loader, engine.merge_dora, parts, Path(request.target_path)
+        )
+        return pb.MergeAdaptersResponse()
+
     async def ProbeAdapters(  # noqa: N802
         self, request: pb.ProbeAdaptersRequest, context: Any
     ) -> pb.ProbeAdaptersResponse:

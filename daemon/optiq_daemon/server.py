@@ -201,7 +201,10 @@ def _server(app: App, health: health_aio.HealthServicer) -> Any:
             generation_pb2_grpc.add_GenerationServiceServicer_to_server,
             GenerationService(app.generations.serve),
         ),
-        (adapter_pb2_grpc.add_AdapterServiceServicer_to_server, AdapterService(app.registry, app.ingest, app.tenants)),
+        (
+            adapter_pb2_grpc.add_AdapterServiceServicer_to_server,
+            AdapterService(app.registry, app.ingest, app.tenants, lambda: app.engine.client),
+        ),
         (training_pb2_grpc.add_TrainingServiceServicer_to_server, TrainingService(app.jobs, app.store)),
         (runtime_pb2_grpc.add_RuntimeServiceServicer_to_server, RuntimeService(app.status, app.tenancy.view)),
         (event_pb2_grpc.add_EventServiceServicer_to_server, EventService(app.events)),

@@ -1,4 +1,4 @@
-"""Makes one adapter of several: the weighted sum of what they add, exact."""
+"""Makes one LoRA adapter of several: the weighted sum of what they add, exact. For DoRA see :mod:`.merge_dora`."""
 
 from __future__ import annotations
 
@@ -28,26 +28,18 @@ def merge_adapters(parts: Sequence[tuple[Path, float]], target: Path, *, overwri
         target: folder to write.
 
     Raises:
-        AdapterError: a folder is no adapter or a DoRA one, whose function is no sum, or the ranks add up to too much.
+        AdapterError: a folder is no adapter or a DoRA one, whose sum needs the base, or the ranks add up to too much.
         FileExistsError: ``target`` exists and ``overwrite`` is false.
     """
-    if len(parts) < 2:
-        raise AdapterError("BAD_MERGE", "a merge takes two adapters or more", expected=">= 2", found=str(len(parts)))
+    check_parts(parts)
     base_models = []
     by_path: dict[str, list[tuple[ModuleArrays, float]]] = {}
     for folder, weight in parts:
-        if not (math.isfinite(weight) and abs(weight) <= MAX_WEIGHT):
-            raise AdapterError(
-                "BAD_MERGE",
-                "the weight is out of range",
-                expected=f"-{MAX_WEIGHT:g} to {MAX_WEIGHT:g}",
-                found=str(weight),
-            )
         manifest = read_manifest(folder)
         if manifest.kind == "dora":
             raise AdapterError(
                 "UNSUPPORTED_KIND",
-                "DoRA's gain depends on the sum, so DoRA adapters do not merge into one; blend them per request",
+                "the sum with a DoRA adapter depends on the base's weights; merge_dora takes them",
                 file=manifest.weights_file,
                 expected="lora",
                 found=manifest.kind,
@@ -71,6 +63,24 @@ def merge_adapters(parts: Sequence[tuple[Path, float]], target: Path, *, overwri
         ranks=ranks,
     )
     return write_adapter(target, tensors, config, overwrite=overwrite)
+
+
+def check_parts(parts: Sequence[tuple[Path, float]]) -> None:
+    """Refuse a merge of fewer than two adapters, or with a weight that is out of range.
+
+    Raises:
+        AdapterError: names it.
+    """
+    if len(parts) < 2:
+        raise AdapterError("BAD_MERGE", "a merge takes two adapters or more", expected=">= 2", found=str(len(parts)))
+    for _, weight in parts:
+        if not (math.isfinite(weight) and abs(weight) <= MAX_WEIGHT):
+            raise AdapterError(
+                "BAD_MERGE",
+                "the weight is out of range",
+                expected=f"-{MAX_WEIGHT:g} to {MAX_WEIGHT:g}",
+                found=str(weight),
+            )
 
 
 def _check(path: str, modules: Sequence[tuple[ModuleArrays, float]]) -> None:

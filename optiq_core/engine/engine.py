@@ -21,6 +21,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from ..adapters.bank import AdapterBank, compute_dtype
 from ..adapters.format import read_manifest, validate_against_base
+from ..adapters.merge_dora import merge_dora
 from ..adapters.tensors import load_tensors
 from ..base.loader import LoadedBase
 from .adapter_probe import probe_adapters
@@ -154,6 +155,14 @@ class Engine:
             InUseError: requests still use it.
         """
         self._call(lambda: self._leases.unload(digest)).result()
+
+    def merge_dora(self, parts: Sequence[tuple[Path, float]], target: Path) -> None:
+        """Write the weighted sum of adapter folders, DoRA ones among them, as one; on the caller's thread.
+
+        Raises:
+            AdapterError: as :func:`optiq_core.adapters.merge_dora.merge_dora` does.
+        """
+        merge_dora(parts, self.bank.targets, target)
 
     def probe_adapters(self, digests: Sequence[str]) -> dict[str, float]:
         """Compare loaded adapters with the bare base on a fixed prompt, between two steps.

@@ -111,7 +111,7 @@ class Adapters:
         return writer.digest
 
     def merge(self, parts: Mapping[str, float], adapter_id: str, *, timeout: float | None = None) -> t.Adapter:
-        """Serve the weighted sum of several LoRA adapters as ``adapter_id``; ``parts`` maps adapters to weights."""
+        """Serve the weighted sum of several adapters as ``adapter_id``; ``parts`` maps adapters to weights."""
         return self._client.run(calls.merge_adapters(self._client.tenant, adapter_id, parts), timeout)
 
     def watch(self, *, timeout: float | None = None) -> Stream[t.AdapterChange]:

@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from optiq_client import (
     AdapterState,
@@ -218,6 +220,28 @@ def test_upload_export_and_merge(tiny_daemon: Daemon, tiny_client: Client, tmp_p
     assert len(answers) == 1, "one function in three formats"
     with pytest.raises(FailedPrecondition, match="two adapters or more"):
         client.adapters.merge({"sent": 1.0}, "alone")
+
+
+def test_a_merge_with_dora_is_the_blend_of_its_parts(tiny_daemon: Daemon, tiny_client: Client, tmp_path: Path) -> None:
+    client = tiny_client
+    client.adapters.upload(write_tiny_adapter(tmp_path / "plain", seed=72), "plain")
+    dora = write_tiny_adapter(tmp_path / "dora", seed=73)
+    tensors = load_file(dora / "adapters.safetensors")
+    for name in [name for name in tensors if name.endswith("lora_b")]:
+        tensors[name.replace("lora_b", "m")] = np.full(tensors[name].shape[1], 0.5, np.float32)
+    save_file(tensors, dora / "adapters.safetensors")
+    config = json.loads((dora / "adapter_config.json").read_text())
+    (dora / "adapter_config.json").write_text(json.dumps({**config, "fine_tune_type": "dora"}))
+    assert client.adapters.upload(dora, "dora").kind == "dora"
+    parts = {"plain": 0.75, "dora": 0.5}
+    merged = client.adapters.merge(parts, "merged-dora")
+    assert (merged.kind, merged.max_rank) == ("dora", 8)
+    prompt = [5, 9, 13, 21]
+    blend = client.generate(prompt, adapters=parts, max_tokens=24).read()
+    assert client.generate(prompt, adapter="merged-dora", max_tokens=24).read() == blend
+    assert client.generate(prompt, adapter="plain", max_tokens=24).read() != blend
+    for name in ("plain", "dora", "merged-dora"):
+        client.adapters.delete(name)
 
 
 def test_an_upload_that_lies_installs_nothing(tiny_daemon: Daemon, tiny_client: Client, tmp_path: Path) -> None:

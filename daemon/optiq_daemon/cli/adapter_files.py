@@ -58,7 +58,7 @@ def upload(folder: Path, name: str | None, connection: Connection, as_json: bool
 @connection_options
 @json_option
 def merge(parts: tuple[str, ...], into: str, connection: Connection, as_json: bool) -> None:
-    """Serve the weighted sum of several LoRA adapters as one: ranks are concatenated, nothing is approximated."""
+    """Serve the weighted sum of several adapters as one: ranks are concatenated, nothing is approximated."""
     weights: dict[str, float] = {}
     for part in parts:
         name, equals, weight = part.rpartition("=")

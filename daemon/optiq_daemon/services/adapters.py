@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+from optiq_core.adapters.format import read_manifest
 from optiq_core.adapters.merge import merge_adapters
 from optiq_core.errors import AdapterError
 from optiq_daemon import convert, transfers
+from optiq_daemon.engine_client import EngineClient
 from optiq_daemon.errors import InvalidRequestError, NotFoundError, RefusedError, adapter_metadata
 from optiq_daemon.identity import caller
 from optiq_daemon.ingest import Ingest
@@ -27,13 +29,24 @@ _OWNERS_FIELDS = ("source_path", "etag", "quarantine", "held_back_digest", "drop
 _CHANGE = adapter_pb2.WatchAdaptersResponse
 
 
-class AdapterService(adapter_pb2_grpc.AdapterServiceServicer):
-    """Translates between the wire and the registry."""
+def _any_dora(folders: list[Path]) -> bool:
+    return any(read_manifest(folder).kind == "dora" for folder in folders)
 
-    def __init__(self, registry: Registry, ingest: Ingest, tenants: Tenants) -> None:
+
+class AdapterService(adapter_pb2_grpc.AdapterServiceServicer):
+    """Translates between the wire and the registry.
+
+    Args:
+        engine: the serving engine's client, or raises UnavailableError.
+    """
+
+    def __init__(
+        self, registry: Registry, ingest: Ingest, tenants: Tenants, engine: Callable[[], EngineClient]
+    ) -> None:
         self._registry = registry
         self._ingest = ingest
         self._tenants = tenants
+        self._engine = engine
 
     async def ListAdapters(self, request: adapter_pb2.ListAdaptersRequest, _: Any) -> adapter_pb2.ListAdaptersResponse:
         """A page, ordered by name."""
@@ -146,7 +159,10 @@ class AdapterService(adapter_pb2_grpc.AdapterServiceServicer):
                 stack.enter_context(resolved.lease)
                 parts.append((self._registry.blobs.path(resolved.digest), part.weight))
             folder = stack.enter_context(transfers.scratch(self._registry.blobs))
-            await asyncio.to_thread(merge_adapters, parts, folder / "merged")
+            if await asyncio.to_thread(_any_dora, [path for path, _ in parts]):
+                await self._engine().merge(parts, folder / "merged")
+            else:
+                await asyncio.to_thread(merge_adapters, parts, folder / "merged")
             await self._installed(key, folder / "merged", "merge")
         return adapter_pb2.MergeAdaptersResponse(adapter=self._message(key))
 

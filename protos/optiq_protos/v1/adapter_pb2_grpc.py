@@ -172,7 +172,7 @@ class AdapterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def MergeAdapters(self, request, context):
-        """Installs the weighted sum of several LoRA adapters, exact by concatenating ranks.
+        """Installs the weighted sum of several adapters, LoRA and DoRA, exact by concatenating ranks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -75,6 +75,26 @@ class UnloadAdapterResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class MergedFolder(_message.Message):
+    __slots__ = ("path", "weight")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    weight: float
+    def __init__(self, path: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class MergeAdaptersRequest(_message.Message):
+    __slots__ = ("parts", "target_path")
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_PATH_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedCompositeFieldContainer[MergedFolder]
+    target_path: str
+    def __init__(self, parts: _Optional[_Iterable[_Union[MergedFolder, _Mapping]]] = ..., target_path: _Optional[str] = ...) -> None: ...
+
+class MergeAdaptersResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class AdapterPart(_message.Message):
     __slots__ = ("digest", "weight")
     DIGEST_FIELD_NUMBER: _ClassVar[int]

@@ -54,6 +54,11 @@ class EngineServiceStub:
                 request_serializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.ProbeAdaptersRequest.SerializeToString,
                 response_deserializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.ProbeAdaptersResponse.FromString,
                 _registered_method=True)
+        self.MergeAdapters = channel.unary_unary(
+                '/optiq.internal.v1.EngineService/MergeAdapters',
+                request_serializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.MergeAdaptersRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.MergeAdaptersResponse.FromString,
+                _registered_method=True)
         self.Generate = channel.unary_stream(
                 '/optiq.internal.v1.EngineService/Generate',
                 request_serializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.GenerateRequest.SerializeToString,
@@ -97,6 +102,13 @@ class EngineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MergeAdapters(self, request, context):
+        """Writes the weighted sum of adapter folders, DoRA ones among them, as a new folder; it needs the base's weights.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Generate(self, request, context):
         """Ends with `finished`, or with a status. Cancelling frees the row at the next step.
         """
@@ -132,6 +144,11 @@ def add_EngineServiceServicer_to_server(servicer, server):
                     servicer.ProbeAdapters,
                     request_deserializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.ProbeAdaptersRequest.FromString,
                     response_serializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.ProbeAdaptersResponse.SerializeToString,
+            ),
+            'MergeAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.MergeAdapters,
+                    request_deserializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.MergeAdaptersRequest.FromString,
+                    response_serializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.MergeAdaptersResponse.SerializeToString,
             ),
             'Generate': grpc.unary_stream_rpc_method_handler(
                     servicer.Generate,
@@ -252,6 +269,33 @@ class EngineService:
             '/optiq.internal.v1.EngineService/ProbeAdapters',
             optiq__protos_dot_internal_dot_v1_dot_engine__pb2.ProbeAdaptersRequest.SerializeToString,
             optiq__protos_dot_internal_dot_v1_dot_engine__pb2.ProbeAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MergeAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optiq.internal.v1.EngineService/MergeAdapters',
+            optiq__protos_dot_internal_dot_v1_dot_engine__pb2.MergeAdaptersRequest.SerializeToString,
+            optiq__protos_dot_internal_dot_v1_dot_engine__pb2.MergeAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,
