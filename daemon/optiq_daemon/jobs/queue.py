@@ -32,8 +32,9 @@ from optiq_daemon.store import Store
 from optiq_daemon.supervisor import EngineSupervisor
 from optiq_daemon.usage import UsageTable
 
-# Between tries to install what was trained, while there is no engine.
-ENGINE_POLL_S = 1.0
+# Between tries to install what was trained, and how often the file system may refuse.
+INSTALL_PAUSE_S = 1.0
+INSTALL_TRIES = 5
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -335,8 +336,15 @@ class JobQueue:
 
     async def _installed(self, key: AdapterKey, adapter: Path) -> AdapterRecord:
         """Install what was trained, as soon as there is an engine: one that has just died is no fault of the job."""
+        failures = 0
         while True:
             try:
                 return await self._ingest.install(key, adapter, "training")
             except UnavailableError:
-                await asyncio.sleep(ENGINE_POLL_S)
+                pass
+            except OSError:
+                # Somebody may have moved the drop folder away for a moment; a full disk stays full.
+                failures += 1
+                if failures == INSTALL_TRIES:
+                    raise
+            await asyncio.sleep(INSTALL_PAUSE_S)
