@@ -107,6 +107,7 @@ class Planner:
             ranks_of(model, targets, known, data=None, loss=full_loss),
             dropout=config.dropout,
             method=config.method,
+            dynamic=config.rank_scaling == "adalora",
             grids=merge_grids(metadata, config, (target.path for target in targets)),
             objective=config.objective,
             grad_checkpoint=config.grad_checkpoint,

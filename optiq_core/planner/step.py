@@ -36,7 +36,7 @@ class Knobs:
 
     Attributes:
         ranks: module path to rank.
-        scale, dropout, method, grids: of the low-rank layers.
+        scale, dropout, method, grids, dynamic: of the low-rank layers.
         objective, grad_checkpoint, loss_chunk: see :class:`optiq_core.train.config.TrainConfig`.
         accumulate: a batch comes in several parts, of which the shape is one.
     """
@@ -46,6 +46,7 @@ class Knobs:
     dropout: float = 0.0
     method: Method = "lora"
     grids: Mapping[str, ModuleBits] | None = None
+    dynamic: bool = False
     objective: Objective = "sft"
     grad_checkpoint: bool = False
     loss_chunk: int = 0
@@ -66,7 +67,13 @@ def plan_step(model: Any, knobs: Knobs, shape: StepShape, backend: Backend, *, s
         split = splits(model)
     if not any(hasattr(module, "lora_a") for module in model.modules()):
         apply_lora(
-            model, dict(knobs.ranks), scale=knobs.scale, dropout=knobs.dropout, method=knobs.method, grids=knobs.grids
+            model,
+            dict(knobs.ranks),
+            scale=knobs.scale,
+            dropout=knobs.dropout,
+            method=knobs.method,
+            grids=knobs.grids,
+            dynamic=knobs.dynamic,
         )
     model.train()
     parameters = tree_flatten(model.parameters())

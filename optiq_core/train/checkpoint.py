@@ -9,6 +9,7 @@ the newest whole one counts. ``best-00000040`` holds the weights of the lowest v
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from optiq_core.files import staged_folder
 
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
-_WEIGHTS, _OPTIMIZER = "weights.", "optimizer."
+_WEIGHTS, _OPTIMIZER, _EXTRA = "weights.", "optimizer.", "extra."
 
 
 class RunState(msgspec.Struct, kw_only=True):
@@ -50,14 +51,24 @@ class RunState(msgspec.Struct, kw_only=True):
     fingerprint: str = ""
 
 
-def save_checkpoint(folder: Path, state: RunState, model: nn.Module, optimizer: optimizers.Optimizer) -> None:
+def save_checkpoint(
+    folder: Path,
+    state: RunState,
+    model: nn.Module,
+    optimizer: optimizers.Optimizer,
+    extra: Mapping[str, mx.array] | None = None,
+) -> None:
     """Write the checkpoint of ``state.step`` and remove older ones.
+
+    Args:
+        extra: other arrays that the run needs to go on.
 
     Raises:
         TrainingError: it cannot be written, for example because the disk is full; the one before it stays.
     """
     tensors = {_WEIGHTS + name: value for name, value in tree_flatten(model.trainable_parameters())}
     tensors |= {_OPTIMIZER + name: value for name, value in tree_flatten(optimizer.state)}
+    tensors |= {_EXTRA + name: value for name, value in (extra or {}).items()}
     target = folder / f"step-{state.step:08d}"
     _write(target, tensors, msgspec.json.encode(state))
     for other in folder.iterdir():
@@ -95,9 +106,13 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def restore_checkpoint(
-    folder: Path, fingerprint: str, model: nn.Module, optimizer: optimizers.Optimizer
+    folder: Path,
+    fingerprint: str,
+    model: nn.Module,
+    optimizer: optimizers.Optimizer,
+    extra: dict[str, mx.array] | None = None,
 ) -> RunState | None:
-    """Put the newest checkpoint into model and optimizer; None if there is none.
+    """Put the newest checkpoint into model, optimizer and ``extra``; None if there is none.
 
     Raises:
         TrainingError: it is damaged, or of another configuration, data or base.
@@ -117,7 +132,9 @@ def restore_checkpoint(
     optimizer.init(model.trainable_parameters())
     model.update(_filled(model.trainable_parameters(), tensors, _WEIGHTS, newest))
     optimizer.state = _filled(optimizer.state, tensors, _OPTIMIZER, newest)
-    mx.eval(model.trainable_parameters(), optimizer.state)
+    if extra:
+        extra |= _filled(extra, tensors, _EXTRA, newest)
+    mx.eval(model.trainable_parameters(), optimizer.state, extra or {})
     return state
 
 

@@ -155,6 +155,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if not (math.isfinite(self.scale) and 0 < self.scale <= 1e4):
             found.append(("scale", f"must be above 0 and at most 10000, is {self.scale}"))
         found += self._objective_violations()
+        if self.rank_scaling == "adalora" and (self.method != "lora" or self.qat_bits or self.rslora):
+            found.append(("rank_scaling", "adalora has layers of its own: method lora, without qat_bits and rslora"))
         if self.qat_bits in (1, 7):
             found.append(("qat_bits", f"must be 0, 2, 3, 4, 5, 6 or 8, is {self.qat_bits}"))
         if self.qat_bits and (self.method != "lora" or self.dropout):

@@ -14,6 +14,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from optiq_core.base.metadata import ModuleBits
 from optiq_core.errors import TrainingError
+from optiq_core.train.adalora import AdaLinear
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.dora import DoraLinear
 from optiq_core.train.quantized import FLOAT_BITS, QaLoraLinear, QatLinear
@@ -68,6 +69,7 @@ def apply_lora(
     dropout: float,
     method: Method = "lora",
     grids: Mapping[str, ModuleBits] | None = None,
+    dynamic: bool = False,
 ) -> None:
     """Freeze the model and replace each module in ``ranks`` by a low-rank layer around it, in place.
 
@@ -78,19 +80,23 @@ def apply_lora(
         dropout: of the low-rank path's input.
         method: kind of layer.
         grids: module path to how its weight is quantized: for ``qalora``, and with ``lora`` to train through the merge.
+        dynamic: layers whose ranks training prunes (AdaLoRA).
 
     Raises:
         TrainingError: a module cannot carry this kind.
     """
     model.freeze()
     scale_at = scale if callable(scale) else lambda rank: scale
-    if method != "lora" or grids:
-        modules = _linear_modules(model, ranks, method if method != "lora" else "qat_bits")
+    if method != "lora" or grids or dynamic:
+        what = "adalora" if dynamic else method if method != "lora" else "qat_bits"
+        modules = _linear_modules(model, ranks, what)
 
         def layer(path: str, rank: int) -> nn.Module:
             if method == "lora" and grids:
                 return QatLinear(modules[path], grids[path], rank=rank, scale=scale_at(rank))
             common: dict[str, Any] = {"rank": rank, "scale": scale_at(rank), "dropout": dropout}
+            if dynamic:
+                return AdaLinear(modules[path], **common)
             if method == "qalora" and grids:
                 return QaLoraLinear(modules[path], grids[path], **common)
             return DoraLinear(modules[path], **common)
@@ -109,7 +115,7 @@ def _linear_modules(model: Any, paths: Iterable[str], what: str) -> dict[str, An
     modules = dict(model.named_modules())
     for path in paths:
         if not isinstance(modules[path], nn.Linear | nn.QuantizedLinear):
-            field = what if what == "qat_bits" else "method"
+            field = {"qat_bits": "qat_bits", "adalora": "rank_scaling"}.get(what, "method")
             raise TrainingError(
                 f"{field}: {what} adapts linear modules; '{path}' is a {type(modules[path]).__name__}", field=field
             )

@@ -11,6 +11,7 @@ attention  1 in attention, 0.5 elsewhere
 ffn        0.5 in attention, 1 elsewhere
 gradient   norm of the loss's gradient at the module over the median one, within [0.5, 2], from a few probe batches
 pattern    given for each module; what matches nothing gets the base rank
+adalora    1.5 to begin with; training prunes where it matters least, to the base rank on average
 =========  ==========================================================================================================
 
 Under a parameter budget the same weights decide the shares: see :func:`fit_budget`.
@@ -39,6 +40,7 @@ from optiq_core.train.schemes import RankScaling
 _FLOAT_BITS = 16
 _COUNTS_AS_BITS = 8
 _LOWEST, _HIGHEST = 0.5, 2.0
+_ADALORA_START = 1.5
 _NO_KL = "the base's optiq_metadata.json records no KL for it; `optiq convert --method kl` measures it"
 _ATTENTION = re.compile(r"(^|\.)(self_attn|attention|attn|linear_attn|self_attention)(\.|$)")
 
@@ -90,7 +92,10 @@ def allocate_ranks(
         TrainingError: a module would get more rank than can be served, or the scheme needs what is not known.
     """
     weights = _weights(targets, rank, scaling, pattern or {})
-    if budget_like:
+    if scaling == "adalora":
+        settled = _settled(targets, rank, budget_like)
+        ranks = {path: math.ceil(_ADALORA_START * own) for path, own in settled.items()}
+    elif budget_like:
         scheme, like = parse_budget_like(budget_like)
         reference = allocate_ranks(targets, rank=like, scaling=scheme)
         ranks = fit_budget(targets, weights, sum(reference[t.path] * t.cost for t in targets))
@@ -103,6 +108,17 @@ def allocate_ranks(
                 f"rank: '{path}' would get {own}, at most {MAX_RANK} can be served; lower rank", field="rank"
             )
     return ranks
+
+
+def adalora_budget(targets: Sequence[Target], *, rank: int, budget_like: str = "") -> int:
+    """Parameters that adalora ends with: those of the base rank everywhere, or of another scheme."""
+    settled = _settled(targets, rank, budget_like)
+    return sum(settled[t.path] * t.cost for t in targets)
+
+
+def _settled(targets: Sequence[Target], rank: int, budget_like: str) -> dict[str, int]:
+    scheme, like = parse_budget_like(budget_like) if budget_like else ("constant", rank)
+    return allocate_ranks(targets, rank=like, scaling=scheme)
 
 
 def fit_budget(targets: Sequence[Target], weights: Sequence[float], budget: int) -> dict[str, int]:
@@ -190,6 +206,7 @@ def _weights(targets: Sequence[Target], rank: int, scaling: RankScaling, pattern
         "attention": lambda: [1.0 if _ATTENTION.search(t.path) else 0.5 for t in targets],
         "ffn": lambda: [0.5 if _ATTENTION.search(t.path) else 1.0 for t in targets],
         "pattern": lambda: _pattern(targets, rank, pattern),
+        "adalora": lambda: [_ADALORA_START] * len(targets),
     }
     return rules[scaling]()
 

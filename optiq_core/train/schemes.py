@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-RankScaling = Literal["constant", "by_bits", "by_kl", "linear", "attention", "ffn", "gradient", "pattern"]
+RankScaling = Literal["constant", "by_bits", "by_kl", "linear", "attention", "ffn", "gradient", "pattern", "adalora"]
 
 RANK_SCALINGS: tuple[RankScaling, ...] = get_args(RankScaling)
 

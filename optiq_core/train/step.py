@@ -78,6 +78,7 @@ def make_step(
     compiled: bool,
     clip_norm: float = 0.0,
     processes: Processes | None = None,
+    on_gradients: Callable[[Any], None] | None = None,
 ) -> Step:
     """A function that takes one batch, in one part or several, and updates the model's trainable parameters.
 
@@ -89,6 +90,7 @@ def make_step(
             (kernels go through a C++ compiler) and later ones gain nothing, because matrix products dominate.
         clip_norm: longer gradients are shortened to this norm; 0 leaves them.
         processes: which share each step's gradient.
+        on_gradients: shown every finite gradient before it is applied.
     """
     optimizer.init(model.trainable_parameters())
     gradient, part = make_gradient(model, loss), make_part(model, loss)
@@ -136,6 +138,8 @@ def make_step(
         if processes is not None:
             value, tokens, applied, grads = processes.reduce(value, tokens, applied, grads)
         if applied:
+            if on_gradients is not None:
+                on_gradients(grads)
             update(grads)
             mx.eval(model.trainable_parameters(), optimizer.state)
         return StepResult(loss=value, tokens=tokens, applied=applied)

@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten
 from optiq_core.adapters.lora_config import LoraConfig, TrainingCard
 from optiq_core.adapters.write import StoredType, write_adapter
 from optiq_core.errors import TrainingError
+from optiq_core.train.adalora import Pruner, with_orthogonality
 from optiq_core.train.batches import Batch, BatchOrder, sequential
 from optiq_core.train.checkpoint import RunState, restore_best, restore_checkpoint, save_best, save_checkpoint
 from optiq_core.train.config import TrainConfig
@@ -30,7 +31,7 @@ from optiq_core.train.optim import build_optimizer
 from optiq_core.train.packed import check_packable
 from optiq_core.train.parallel import Processes
 from optiq_core.train.preference import preference_loss_for
-from optiq_core.train.ranks import distribution
+from optiq_core.train.ranks import adalora_budget, distribution
 from optiq_core.train.records import TRAIN_FILE, VALID_FILE
 from optiq_core.train.step import InterruptedStepError, make_step, seed_step
 from optiq_core.train.targets import rank_targets, ranks_of
@@ -146,17 +147,33 @@ class _Run:
             dropout=config.dropout,
             method=config.method,
             grids=merge_grids(base.metadata, config, self.ranks),
+            dynamic=config.rank_scaling == "adalora",
         )
+        # What each module's product is multiplied with stays, also where its rank is pruned.
+        self.scales = {path: config.scale_at(rank) for path, rank in self.ranks.items()} if config.rslora else {}
+        self.pruner: Pruner | None = None
+        if config.rank_scaling == "adalora":
+            self.pruner = Pruner(
+                self.model,
+                costs={target.path: target.cost for target in targets},
+                budget=adalora_budget(targets, rank=config.rank, budget_like=config.budget_like),
+                steps=config.iters,
+            )
+            self.loss = with_orthogonality(self.loss)
         self.optimizer = build_optimizer(config)
         fingerprint = self._fingerprint()
         restored = None
         if self.processes.first:
-            restored = restore_checkpoint(checkpoint_dir, fingerprint, self.model, self.optimizer)
+            restored = restore_checkpoint(
+                checkpoint_dir, fingerprint, self.model, self.optimizer, self.pruner.state if self.pruner else None
+            )
         self.state = self.processes.same_counters(restored or RunState(fingerprint=fingerprint))
         if self.processes.size > 1:
             self.optimizer.init(self.model.trainable_parameters())
             self.model.update(self.processes.same_arrays(self.model.trainable_parameters()))
             self.optimizer.state = self.processes.same_arrays(self.optimizer.state)
+            if self.pruner:
+                self.pruner.state = self.processes.same_arrays(self.pruner.state)
 
     def on_event(self, event: Event) -> None:
         """Report an event, once for all processes."""
@@ -214,6 +231,7 @@ class _Run:
             compiled=compiled,
             clip_norm=config.clip_norm,
             processes=self.processes,
+            on_gradients=self.pruner.rate if self.pruner else None,
         )
         meter = Meter()
         skipped_in_a_row = 0
@@ -233,6 +251,8 @@ class _Run:
             except InterruptedStepError:
                 continue
             state.step += 1
+            if self.pruner and result.applied:
+                self.pruner.prune(state.step)
             read, learned = self.processes.sums(
                 [sum(part.real_tokens for part in parts), sum(part.loss_tokens for part in parts)]
             )
@@ -339,12 +359,13 @@ class _Run:
     def _save_checkpoint(self) -> None:
         if not self.processes.first:
             return
-        save_checkpoint(self.checkpoint_dir, self.state, self.model, self.optimizer)
+        extra = self.pruner.state if self.pruner else None
+        save_checkpoint(self.checkpoint_dir, self.state, self.model, self.optimizer, extra)
         self.on_event(CheckpointSaved(self.state.step))
 
     def _fingerprint(self) -> str:
         free = set(_FREE_FIELDS)
-        if self.config.lr_schedule != "constant":
+        if self.config.lr_schedule != "constant" or self.pruner:
             free.discard("iters")
         if self.keeps_best:
             free.discard("steps_per_eval")
@@ -360,8 +381,8 @@ class _Run:
             rank_scaling=config.rank_scaling,
             scale=config.scale,
             dropout=config.dropout,
-            ranks=self.ranks,
-            scales={path: config.scale_at(rank) for path, rank in self.ranks.items()} if config.rslora else {},
+            ranks=self.pruner.ranks() if self.pruner else self.ranks,
+            scales=self.scales,
             method="dora" if config.method == "dora" else "lora",
             bits={path: bits for path, bits in self.bits.items() if bits is not None},
             training=TrainingCard(

@@ -81,6 +81,7 @@ class RankScaling(StrEnum):
     FFN = "FFN"
     GRADIENT = "GRADIENT"
     PATTERN = "PATTERN"
+    ADALORA = "ADALORA"
 
 
 class ChangeType(StrEnum):

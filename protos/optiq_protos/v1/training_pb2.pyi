@@ -36,6 +36,7 @@ class RankScaling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RANK_SCALING_FFN: _ClassVar[RankScaling]
     RANK_SCALING_GRADIENT: _ClassVar[RankScaling]
     RANK_SCALING_PATTERN: _ClassVar[RankScaling]
+    RANK_SCALING_ADALORA: _ClassVar[RankScaling]
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_QUEUED: JobState
 JOB_STATE_PLANNING: JobState
@@ -55,6 +56,7 @@ RANK_SCALING_ATTENTION: RankScaling
 RANK_SCALING_FFN: RankScaling
 RANK_SCALING_GRADIENT: RankScaling
 RANK_SCALING_PATTERN: RankScaling
+RANK_SCALING_ADALORA: RankScaling
 
 class TrainingConfig(_message.Message):
     __slots__ = ("data_path", "rank", "rank_scaling", "scale", "dropout", "target_modules", "num_layers", "iters", "batch_size", "learning_rate", "max_seq_length", "mask_prompt", "seed", "steps_per_report", "steps_per_eval", "steps_per_checkpoint", "grad_checkpoint", "rank_pattern", "budget_like", "loss_chunk", "optimizer", "weight_decay", "lr_schedule", "lr_end", "warmup_steps", "clip_norm", "patience", "keep_best", "method", "rslora", "loraplus_ratio", "pack_length", "micro_batch_size", "objective", "beta", "qat_bits")
