@@ -1,0 +1,234 @@
+"""Bench ``train``: our trainer against stock mlx-lm's on the same loaded base, in turns.
+
+``stock``: the same batches, rank and optimizer, every token trained. ``lean``: conversations of mixed length whose
+answers are trained, stock's batches of four against packed rows with chunked loss and recomputed blocks.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from optiq_core.bench.harness import describe_run, emit, median_ratio, narrate, paired
+from optiq_core.errors import OptiqError
+from optiq_core.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from optiq_core.planner.planner import Planner
+
+PARTS = ("stock", "lean", "qat", "shapes", "longest")
+_BATCH = 4
+_MAX_LENGTH = 512
+_PACK_LENGTH = 512
+_CHUNK = 256
+_LEAN: dict[str, Any] = {"grad_checkpoint": True, "loss_chunk": _CHUNK}
+
+
+def conversations(tokenizer: Any, count: int, *, longest: int = _MAX_LENGTH, seed: int = 0) -> list[Any]:
+    """Examples cut from the evaluation text, of log-normal length (median 90 tokens), the first half or so a prompt."""
+    import numpy as np
+
+    from optiq_core.quant.calibration import EVALUATION, read_tokens
+    from optiq_core.train.data import Example
+
+    text = np.array(read_tokens(tokenizer, EVALUATION).batches(1)[0]).reshape(-1)
+    rng = np.random.default_rng(seed)
+    lengths = np.clip(rng.lognormal(np.log(90), 0.8, count), 12, longest).astype(int)
+    made = []
+    for line, length in enumerate(lengths.tolist(), start=1):
+        begin = int(rng.integers(0, max(1, len(text) - length)))
+        tokens = tuple(text[begin : begin + length].tolist())
+        made.append(Example(tokens, max(1, int(len(tokens) * rng.uniform(0.3, 0.7))), line))
+    return made
+
+
+class Bench:
+    """The parts of the bench on one base.
+
+    Args:
+        model: as :func:`optiq_core.base.resolve_base` takes it.
+        rounds, steps: of every paired measurement.
+    """
+
+    def __init__(self, model: str, *, rounds: int, steps: int) -> None:
+        from optiq_core.base import load_base, resolve_base, setup_device
+
+        profile = setup_device()
+        from optiq_core.bench.train_contest import Arena
+
+        self.base = load_base(resolve_base(model, progress=narrate), profile=profile)
+        self.arena = Arena(self.base.model)
+        self.rounds, self.steps = rounds, steps
+
+    def stock(self) -> dict[str, Any]:
+        """Tokens per second over stock's on its own batches, and how far the losses are apart."""
+        from optiq_core.bench.train_contest import Curve, stock_batches
+        from optiq_core.train.data import Example
+
+        # Of few lengths, so that most steps repeat a shape; every token is trained.
+        examples = [Example(e.tokens, 1, e.line) for e in conversations(self.base.tokenizer, 64, longest=96)]
+        options = {"steps": self.steps, "batch_size": _BATCH, "max_length": 128}
+        batches = stock_batches(examples, **options)
+        curves: dict[str, list[Curve]] = {"ours": [], "stock": []}
+
+        def run(name: str) -> float:
+            curve = self.arena.ours(batches) if name == "ours" else self.arena.stock(examples, **options)
+            curves[name].append(curve)
+            return curve.tokens_per_second
+
+        figures = paired({name: lambda name=name: run(name) for name in curves}, rounds=self.rounds, progress=narrate)  # type: ignore[misc]
+        ours, stock = curves["ours"][0], curves["stock"][0]
+        return {
+            "tps_ratio": median_ratio(figures["ours"], figures["stock"]),
+            "loss_max_diff": max(abs(a - b) for a, b in zip(ours.losses, stock.losses, strict=True)),
+            "tokens_equal": ours.tokens == stock.tokens,
+            "peak_ratio": ours.peak_bytes / stock.peak_bytes,
+            "tps_ours": statistics.median(figures["ours"]),
+            "tps_stock": statistics.median(figures["stock"]),
+            "losses": [round(loss, 6) for loss in ours.losses],
+        }
+
+    def lean(self) -> dict[str, Any]:
+        """Trained tokens per second and peak memory of packing, chunked loss and checkpointing over stock's."""
+        from optiq_core.bench.train_contest import Curve
+        from optiq_core.train.batches import BatchOrder
+
+        examples = conversations(self.base.tokenizer, 256)
+        order = BatchOrder(examples, batch_size=2, seed=0, pack_length=_PACK_LENGTH)
+        plain = BatchOrder(examples, batch_size=_BATCH, seed=0)
+        steps = self.steps
+        curves: dict[str, list[Curve]] = {"lean": [], "quick": [], "ours": [], "stock": []}
+
+        def run(name: str) -> float:
+            if name == "stock":
+                curve = self.arena.stock(examples, steps=steps, batch_size=_BATCH, max_length=_MAX_LENGTH)
+            elif name == "ours":
+                curve = self.arena.ours(plain[i] for i in range(steps))
+            else:
+                packed = (order[i] for i in range(max(3, steps // 2)))
+                curve = self.arena.ours(packed, grad_checkpoint=name == "lean", loss_chunk=_CHUNK)
+            curves[name].append(curve)
+            return sum(curve.tokens) / sum(curve.seconds)
+
+        figures = paired({name: lambda name=name: run(name) for name in curves}, rounds=self.rounds, progress=narrate)  # type: ignore[misc]
+        peaks = {name: max(curve.peak_bytes for curve in found) for name, found in curves.items()}
+        result: dict[str, Any] = {}
+        for name in ("lean", "quick", "ours"):
+            result[name] = {
+                "tps_ratio": median_ratio(figures[name], figures["stock"]),
+                "peak_ratio": peaks[name] / peaks["stock"],
+                "tps": statistics.median(figures[name]),
+                "peak_bytes": peaks[name],
+            }
+        lean = result.pop("lean")
+        return {
+            **lean,
+            "without_checkpointing": result["quick"],
+            "without_all_three": result["ours"],
+            "stock": {"tps": statistics.median(figures["stock"]), "peak_bytes": peaks["stock"]},
+        }
+
+    def qat(self) -> dict[str, Any]:
+        """Share of an adapter's gain that merging it into the base's own bits keeps."""
+        from optiq_core.bench.train_merge import kept_by_a_merge
+
+        return kept_by_a_merge(self.base, steps=10 * self.steps, narrate=narrate)
+
+    def shapes(self) -> dict[str, Any]:
+        """Distinct shapes of steps over three epochs of a thousand conversations, and buffers of the largest."""
+        from optiq_core.bench.train_contest import stock_batches
+        from optiq_core.train.batches import BatchOrder
+
+        examples = conversations(self.base.tokenizer, 1000)
+        stock = stock_batches(examples, steps=750, batch_size=_BATCH, max_length=_MAX_LENGTH)
+        counts: dict[str, Any] = {"stock": len({batch.tokens.shape for batch in stock})}
+        for name, pack_length, rows in (("unpacked", 0, _BATCH), ("packed", _PACK_LENGTH, 2)):
+            order = BatchOrder(examples, batch_size=rows, seed=0, pack_length=pack_length)
+            batches = (order[i] for i in range(3 * order.batches_per_epoch))
+            counts[name] = len({(batch.tokens.shape, batch.positions.shape) for batch in batches})
+        planner = self._planner(0, examples)
+        live = {
+            name: planner.plan(config).live_buffers
+            for name, config in (
+                ("unpacked", self._config()),
+                (
+                    "packed",
+                    self._config(pack_length=_PACK_LENGTH, batch_size=2, grad_checkpoint=True, loss_chunk=_CHUNK),
+                ),
+            )
+        }
+        return {"shapes": counts["packed"], "all_shapes": counts, "live_buffers_max": max(live.values()), "live": live}
+
+    def longest(self) -> list[dict[str, Any]]:
+        """Tokens of one example that fit, by what is switched on, as the planner traces it."""
+        rows = []
+        for limit in (2, 4, 8):
+            planner = self._planner(limit, ())
+            for name, fields in (
+                ("nothing", {}),
+                ("chunked loss", {"loss_chunk": _CHUNK}),
+                ("checkpointing", {"grad_checkpoint": True}),
+                ("both", {"loss_chunk": _CHUNK, "grad_checkpoint": True}),
+            ):
+                narrate(f"longest example within {limit} GB with {name}")
+                tokens = planner.longest(self._config(batch_size=1, **fields))
+                rows.append({"limit_gb": limit, "with": name, "tokens": tokens})
+        return rows
+
+    def _config(self, **fields: Any) -> TrainConfig:
+        defaults = {"rank_scaling": "constant", "max_seq_length": _MAX_LENGTH, "batch_size": _BATCH}
+        return TrainConfig(data_path="", **{**defaults, **fields})
+
+    def _planner(self, limit_gb: int, examples: Sequence[Any]) -> Planner:
+        from optiq_core.planner.ceilings import ceiling_of
+        from optiq_core.planner.planner import Planner
+
+        return Planner(self.base.path, ceiling_of("cpu", user_bytes=int(limit_gb * 1e9)), examples=examples)
+
+
+def run(
+    model: str = "embedded", *, only: Sequence[str] = PARTS, rounds: int = 3, steps: int = 8, quick: bool = False
+) -> dict[str, Any]:
+    """Measure the asked parts.
+
+    Args:
+        model: as :func:`optiq_core.base.resolve_base` takes it.
+        only: of :data:`PARTS`.
+        rounds: of the paired measurements, whose medians are reported.
+        steps: of a run; training for ``qat`` takes ten times as many.
+        quick: one round of few steps, to see that it works.
+
+    Raises:
+        OptiqError: the model cannot be loaded.
+    """
+    began = time.monotonic()
+    bench = Bench(model, rounds=1 if quick else rounds, steps=3 if quick else steps)
+    result: dict[str, Any] = {}
+    for part in PARTS:
+        if part in only:
+            narrate(part)
+            found = getattr(bench, part)()
+            result |= found if part == "shapes" else {part: found}
+    return {**result, "seconds": round(time.monotonic() - began, 1), **describe_run(bench.base)}
+
+
+@click.command(
+    epilog="\b\nExamples:\n  optiq bench train --json\n  optiq bench train --only stock --only lean\n"
+    "  optiq bench train --quick --only longest"
+)
+@click.option("--model", default="embedded", show_default=True)
+@click.option("--only", type=click.Choice(PARTS), multiple=True, help="A part; repeatable. All if absent.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of paired runs.")
+@click.option("--steps", type=click.IntRange(3), default=8, show_default=True, help="Of a run.")
+@click.option("--quick", is_flag=True, help="A fraction of the work, to see that it runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def train(as_json: bool, only: tuple[str, ...], **options: Any) -> None:
+    """Compare training with stock mlx-lm: speed, loss curve, memory, what a merge keeps, shapes, longest example."""
+    try:
+        emit(run(only=only or PARTS, **options), as_json=as_json)
+    except OptiqError as error:
+        raise click.ClickException(str(error)) from error
