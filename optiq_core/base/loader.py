@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BaseModelError
+from .converted import EMBEDDED_ARGUMENTS, converted
 from .device import DeviceProfile, setup_device
 from .embedded import MODEL_NAME, SHA256, Progress, embedded_gguf
 from .load_in import LoadIn, quantize_at_load
 from .metadata import BaseMetadata, read_config, read_metadata, read_safetensors_header, weight_files
-from .mixed import converted
 from .paths import cache_path
 
 EMBEDDED = "embedded"
@@ -73,7 +73,7 @@ def resolve_base(model: str, *, progress: Progress | None = None) -> Path:
     if model in (EMBEDDED, MODEL_NAME):
         return _imported(embedded_gguf(say), SHA256, say)
     if model == EMBEDDED_MIXED:
-        return converted(resolve_base(EMBEDDED, progress=progress), SHA256, say)
+        return converted(resolve_base(EMBEDDED, progress=progress), SHA256, EMBEDDED_ARGUMENTS, say)
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():

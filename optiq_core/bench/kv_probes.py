@@ -21,6 +21,9 @@ DEPTHS = (0.05, 0.25, 0.5, 0.75, 0.95)
 _PASS_KEYS = ("70412", "38956", "15283", "92637", "46190")
 _NEEDLE = " The pass key is {}. Remember it: {} is the pass key. "
 _QUESTION = " What is the pass key? The pass key is"
+# How far below a needle's score its distractors lie, in standard deviations of the scores of the text's keys.
+GAPS = (0.1, 0.25, 0.5, 1.0)
+_CLOSE_NEEDLES, _DISTRACTORS = 64, 32
 # Every so many layers are looked at where looking at all of them would tell the same.
 _LAYER_STRIDE = 3
 _QUERIES = 128
@@ -87,6 +90,7 @@ class Probes:
             "ppl": perplexity,
             "ppl_rel": 1.0,
             "needle": self._needles(plan),
+            "needle_close": self._close_needles(plan),
             "needle_text": self._text_needles(plan),
         }
 
@@ -131,19 +135,42 @@ class Probes:
         rng = np.random.default_rng(0)
         found = asked = 0
         for layer in range(0, len(self._seen), _LAYER_STRIDE):
-            codec = plan.codecs.get(layer)
             _, keys, _ = self._seen[layer]
             for length in self._lengths:
                 context, needles, places, queries = _planted(np.array(keys[0]), length, self._trials, rng)
                 exact = _hits(context, needles, places, queries)
-                if codec is not None:
-                    # By their codes, wherever they lie: what is kept as it came is found anyway.
-                    center = plan.centers.get(layer, mx.zeros((1,)))
-                    context = _seen_as(codec, context, center)
-                    needles = _seen_as(codec, needles, center)
+                context, needles = _coded(plan, layer, context), _coded(plan, layer, needles)
                 found += int((_hits(context, needles, places, queries) & exact).sum())
                 asked += int(exact.sum())
         return found / max(asked, 1)
+
+    def _close_needles(self, plan: CachePlan) -> dict[str, float]:
+        """Share of needles that still score above distractors which came close to them, by how close.
+
+        Needles and queries are those of :meth:`_needles`. A distractor is another draw from the same Gaussian, moved
+        along the query until it scores so many standard deviations below the needle. Thirty-two of them lie with each
+        needle: many keys that match a query almost as well as the right one, as in a text that repeats itself.
+        """
+        found = dict.fromkeys(GAPS, 0)
+        asked = 0
+        for layer in range(0, len(self._seen), _LAYER_STRIDE):
+            rng = np.random.default_rng(layer)
+            keys = np.array(self._seen[layer][1][0])
+            mean, roots = _statistics(keys)
+            needles, others = (
+                mean[:, None] + np.einsum("h...d,hed->h...e", rng.standard_normal((len(keys), *shape)), roots)
+                for shape in ((_CLOSE_NEEDLES, 1, keys.shape[2]), (_CLOSE_NEEDLES, _DISTRACTORS, keys.shape[2]))
+            )
+            queries = needles - mean[:, None]
+            own, scores = ((queries * x).sum(axis=-1, keepdims=True) for x in (needles, others))
+            spread = (queries[:, :, 0] @ keys.swapaxes(-1, -2)).std(axis=-1)[..., None, None]
+            asked += own.size
+            for gap in GAPS:
+                moved = others + queries * (own - gap * spread - scores) / (queries**2).sum(axis=-1, keepdims=True)
+                seen = _coded(plan, layer, np.concatenate([needles, moved], axis=2))
+                found_scores = (queries * seen).sum(axis=-1)
+                found[gap] += int((found_scores[..., 0] > found_scores[..., 1:].max(axis=-1)).sum())
+        return {f"{gap:g}": count / asked for gap, count in found.items()}
 
     def _hide(self, lengths: tuple[int, ...], depths: int) -> list[tuple[mx.array, mx.array, str]]:
         """Texts with a pass key, the question that follows, and what the model answers with float caches."""
@@ -219,12 +246,17 @@ def _planted(keys: Any, length: int, trials: int, rng: np.random.Generator) -> t
     _, total, dim = keys.shape
     context = keys[:, rng.integers(0, total, length)]
     count = len(DEPTHS) * trials
-    mean = keys.mean(axis=1, keepdims=True)
-    spread = [np.linalg.cholesky(np.cov(head.T) + 1e-6 * np.eye(dim)) for head in keys]
-    needles = mean + np.stack([rng.standard_normal((count, dim)) @ root.T for root in spread])
+    mean, roots = _statistics(keys)
+    needles = mean + np.stack([rng.standard_normal((count, dim)) @ root.T for root in roots])
     places = np.repeat((np.array(DEPTHS) * length).astype(int), trials)
     queries = needles - mean
     return context, needles, places, queries
+
+
+def _statistics(keys: Any) -> tuple[Any, Any]:
+    """Return the mean [H, 1, D] of keys [H, T, D], and roots [H, D, D] of their covariances."""
+    regular = 1e-6 * np.eye(keys.shape[2])
+    return keys.mean(axis=1, keepdims=True), np.stack([np.linalg.cholesky(np.cov(head.T) + regular) for head in keys])
 
 
 def _hits(context: Any, needles: Any, places: Any, queries: Any) -> Any:
@@ -235,6 +267,11 @@ def _hits(context: Any, needles: Any, places: Any, queries: Any) -> Any:
     return own > scores.max(axis=-1)
 
 
-def _seen_as(codec: Any, vectors: Any, center: mx.array) -> Any:
-    array = mx.array(vectors.astype(np.float32))[None] - center
-    return np.array((codec.decode(codec.encode(array), mx.float32) + center)[0])
+def _coded(plan: CachePlan, layer: int, vectors: Any) -> Any:
+    """Return what codes hold of keys [H, ..., D]; what a cache also keeps as it came would be found anyway."""
+    codec = plan.codecs.get(layer)
+    if codec is None:
+        return vectors
+    center = plan.centers.get(layer, mx.zeros((1,)))
+    array = mx.array(vectors.reshape(len(vectors), -1, codec.dim).astype(np.float32))[None] - center
+    return np.array((codec.decode(codec.encode(array), mx.float32) + center)[0]).reshape(vectors.shape)

@@ -39,12 +39,14 @@ class Bases:
 
             setup_device()
             spec = self._specs[name]
+            folder = resolve_base(spec.model, progress=self._progress)
             if spec.convert:
-                from optiq_core.quant.cached import cached_conversion
+                from optiq_core.base.converted import converted
+                from optiq_core.quant.partial import content_digest
 
-                self._found[name] = cached_conversion(spec.model, plan_settings(spec.convert), say=self._progress)
-            else:
-                self._found[name] = resolve_base(spec.model, progress=self._progress)
+                arguments = plan_settings(spec.convert).arguments
+                folder = converted(folder, content_digest(folder), arguments, self._progress)
+            self._found[name] = folder
         return self._found[name]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import mlx.core as mx
 
 from .attention import group_queries, masked_softmax
@@ -50,7 +52,7 @@ def attend(
     if length == 1 and mask is None and padding is None and end > FIRST:
         begin = FIRST
     else:
-        mask = _mask(mask, length, keys, padding)
+        mask = _shared_mask(mask, length, keys, padding)
     coded = _coded_scores(codec, scaled, keys, begin, end)
     exact = group_queries(scaled, kv_heads) @ exact_keys.swapaxes(-1, -2)
     weights = masked_softmax(mx.concatenate([coded, exact], axis=-1), length, mask, sinks)
@@ -70,6 +72,28 @@ def _coded_values(codec: Codec, weights: mx.array, values: Compressed, begin: in
     """Return the part of the output, [B, Hq, L, D], that comes from the codes of positions from ``begin`` on."""
     found = codec.weighted(weights, _cut(values.parts, begin, begin + weights.shape[-1]))
     return codec.unrotate(found.reshape(shape))
+
+
+class _Latest(threading.local):
+    """The mask that was made last: all layers of a model's step need the same one."""
+
+    given: mx.array | str | None = None
+    key: tuple[int, ...] = ()
+    made: mx.array | None = None
+
+
+_latest = _Latest()
+
+
+def _shared_mask(mask: mx.array | str | None, length: int, keys: Compressed, padding: mx.array | None) -> mx.array:
+    """Make a step's mask once. A step's layers are given one array, and have the padding that it was made for."""
+    assert keys.exact is not None
+    if padding is not None and not isinstance(mask, mx.array):
+        return _mask(mask, length, keys, padding)
+    key = (length, keys.shape[2], keys.exact.shape[2], keys.window, padding is None)
+    if _latest.made is None or _latest.given is not mask or _latest.key != key:
+        _latest.given, _latest.key, _latest.made = mask, key, _mask(mask, length, keys, padding)
+    return _latest.made
 
 
 def _mask(mask: mx.array | str | None, length: int, keys: Compressed, padding: mx.array | None) -> mx.array:

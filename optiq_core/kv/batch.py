@@ -29,10 +29,7 @@ class BatchCompressedKVCache(CompressedCache):
 
     Attributes:
         offset: [B] tokens of each row.
-        left_padding: [B] positions before each row's first token.
     """
-
-    left_padding: mx.array
 
     def __init__(
         self, codec: Codec, left_padding: Sequence[int], window: int = 0, center: mx.array | None = None
@@ -44,18 +41,18 @@ class BatchCompressedKVCache(CompressedCache):
         self._right_padding: mx.array | None = None
         # Recent tokens to keep beyond the window while rows end at different positions.
         self._spare = 0
-        self._filling = True
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Compressed, Compressed]:
         """Append keys and values [B, Hkv, L, D]; returns all of them, for :meth:`attend`."""
         begin, self._end = self._end, self._end + keys.shape[2]
         self.offset = self.offset + keys.shape[2]
-        if self._filling and self.window:
-            self._filling = begin - max(_ints(self.left_padding)) < FIRST
-        return self._write(keys, values, begin, filling=self._filling, recent=self.window + self._spare)
+        filling = begin - self._most_padding < FIRST
+        return self._write(keys, values, begin, filling=filling, recent=self.window + self._spare)
 
-    def make_mask(self, n: int, return_array: bool = False, **kwargs: Any) -> mx.array:
-        """Return the mask [B, 1, n, T + n] for the next n tokens."""
+    def make_mask(self, n: int, return_array: bool = False, **kwargs: Any) -> mx.array | None:
+        """Return the mask [B, 1, n, T + n] for the next n tokens; None for one token of rows that see everything."""
+        if n == 1 and not return_array and kwargs.get("window_size") is None and self._most_padding == 0:
+            return None
         return create_causal_mask(n, offset=self._end, left_padding=self.left_padding, **kwargs)
 
     def prepare(
@@ -76,7 +73,6 @@ class BatchCompressedKVCache(CompressedCache):
             added = mx.array(list(left_padding))
             self.left_padding = self.left_padding + added
             self.offset = self.offset - added
-            self._filling = True
         if right_padding is not None and max(right_padding) > 0:
             self._right_padding = mx.array(list(right_padding))
             self._spare = max(right_padding)
@@ -85,7 +81,7 @@ class BatchCompressedKVCache(CompressedCache):
         """Move the padding that was announced on the right to the left."""
         if self._right_padding is None:
             return
-        padding, self._right_padding, self._spare, self._filling = self._right_padding, None, 0, True
+        padding, self._right_padding, self._spare = self._right_padding, None, 0
         if self.parts is not None:
             used = cut(self.parts, 0, self._end)
             self.parts = tuple(dynamic_roll(part, padding[:, None], axis=2) for part in used)
@@ -122,7 +118,7 @@ class BatchCompressedKVCache(CompressedCache):
         padding = [self.left_padding + (end - self._end), other.left_padding + (end - other._end)]
         self.left_padding = mx.concatenate(padding)
         self.offset = mx.concatenate([self.offset, other.offset])
-        self._end, self._filling = end, True
+        self._end = end
 
     def filter(self, keep: Any) -> None:
         """Keep the rows with these indices, in that order, and drop padding that no row needs."""
@@ -154,7 +150,6 @@ class BatchCompressedKVCache(CompressedCache):
         n = min(self._end, n)
         self._end -= n
         self.offset = self.offset - n
-        self._filling = True
         if n and self.exact is not None:
             self.exact = trim_recent(self.exact, n, self._end, self.window, self._decoded, padding=self.left_padding)
         return n
@@ -172,7 +167,28 @@ class BatchCompressedKVCache(CompressedCache):
     def state(self, state: Any) -> None:
         *kept, self.offset, self.left_padding, self._end = state
         self._keep(*kept)
-        self._right_padding, self._spare, self._filling = None, 0, True
+        self._right_padding, self._spare = None, 0
+
+    @property
+    def left_padding(self) -> mx.array:
+        """[B] positions before each row's first token."""
+        return self._left_padding
+
+    @left_padding.setter
+    def left_padding(self, padding: mx.array) -> None:
+        self._left_padding = padding
+        self._known: int | None = None
+
+    @property
+    def _most_padding(self) -> int:
+        """The largest left padding; read from the array only after it changed."""
+        if self._known is None:
+            self._known = max(_ints(self._left_padding))
+        return self._known
+
+    @property
+    def _padding(self) -> mx.array | None:
+        return self._left_padding if self._most_padding else None
 
     def _padded(self, end: int, like: Parts) -> Parts:
         """Return the used positions, moved to end at ``end``."""

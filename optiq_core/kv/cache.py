@@ -26,11 +26,9 @@ class CompressedCache:
     Attributes:
         parts: the codec's arrays [B, 2 * Hkv, T, ...], a layer's keys and then its values; None before the first token.
         exact: [B, 2 * Hkv, FIRST + R, D], tokens as they came; None before the first token, or without a window.
-        left_padding: [B] positions before each row's first token; None where no row has any.
     """
 
     state: Any
-    left_padding: mx.array | None = None
 
     def __init__(self, codec: Codec, window: int = 0, center: mx.array | None = None) -> None:
         self.codec, self.window, self.center = codec, window, center
@@ -50,7 +48,7 @@ class CompressedCache:
         """Attention over what `update_and_fetch` returned; see :func:`optiq_core.kv.attend.attend`."""
         return attend(
             self.codec, queries, compressed(keys), compressed(values),
-            scale=scale, mask=mask, sinks=sinks, padding=self.left_padding,
+            scale=scale, mask=mask, sinks=sinks, padding=self._padding,
         )  # fmt: skip
 
     def empty(self) -> bool:
@@ -72,6 +70,11 @@ class CompressedCache:
         cache = cls.__new__(cls)
         cache.state = state
         return cache
+
+    @property
+    def _padding(self) -> mx.array | None:
+        """[B] positions before each row's first token; None where no row has any."""
+        return None
 
     @property
     def _kept(self) -> tuple[Any, ...]:
@@ -121,7 +124,7 @@ class CompressedCache:
         self.parts = append(self.parts, self.codec.encode(coded), begin)
         seen = None
         if self.window:
-            seen = extend(self.exact, new, begin, self.left_padding, filling=filling)
+            seen = extend(self.exact, new, begin, self._padding, filling=filling)
             self.exact = keep_recent(seen, recent)
         heads, end = keys.shape[1], begin + keys.shape[2]
         return (

@@ -51,6 +51,16 @@ class PlanSettings:
     allocator: Allocator = "greedy"
     protect: tuple[str, ...] = PROTECTED
 
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What `optiq convert` takes for this, beside the model and the output."""
+        groups = () if self.group_sizes is None else ("--group-size", ",".join(map(str, self.group_sizes)))
+        protected = [part for pattern in self.protect or ("none",) for part in ("--protect", pattern)]
+        return (
+            *("--target-bpw", f"{self.target_bpw:g}", "--candidate-bits", self.candidate_bits, *groups),
+            *("--method", self.method, "--allocator", self.allocator, *protected),
+        )
+
 
 @dataclass(frozen=True)
 class Plan:

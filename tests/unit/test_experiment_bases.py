@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from optiq_core.base.converted import converted
+from optiq_core.errors import BaseModelError
 from optiq_core.experiments.bases import Bases, plan_settings
 from optiq_core.experiments.spec import BaseSpec, Configuration, Experiment, SpecError
+from optiq_core.quant.cli import convert
+from optiq_core.quant.plan import PlanSettings
 from tests.unit.train_tiny import write_tiny_base
 
 
@@ -21,9 +25,33 @@ def test_a_base_is_converted_once_and_found_by_content(tmp_path: Path, monkeypat
     assert Bases(experiment, progress=said.append).locate("plain") == folder
     mixed = Bases(experiment, progress=said.append).locate("mixed")
     assert (mixed / "optiq_metadata.json").exists()
-    assert said == [f"converting {folder} to 7 bits per weight (static)"]
+    assert len(said) == 1 and said[0].startswith("converting base (once): --target-bpw 7 --candidate-bits 4,8")
     assert Bases(experiment, progress=said.append).locate("mixed") == mixed
     assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        PlanSettings(target_bpw=4.5),
+        PlanSettings(target_bpw=5.25, candidate_bits="3,mxfp4,6", group_sizes=(32, 64), method="gradient"),
+        PlanSettings(target_bpw=6, allocator="exact", protect=("lm_head", "*.v_proj")),
+        PlanSettings(target_bpw=6, protect=()),
+    ],
+)
+def test_settings_are_what_convert_reads_from_their_arguments(settings: PlanSettings) -> None:
+    read = convert.make_context("convert", ["model", *settings.arguments]).params
+    groups = read["group_sizes"] and tuple(map(int, read["group_sizes"].split(",")))
+    protect = tuple(pattern for pattern in read["protect"] if pattern != "none")
+    again = {name: read[name] for name in ("target_bpw", "candidate_bits", "method", "allocator")}
+    assert PlanSettings(**again, group_sizes=groups, protect=protect) == settings
+
+
+def test_a_conversion_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTIQ_CACHE", str(tmp_path / "cache"))
+    folder = write_tiny_base(tmp_path / "base", quantized=False)
+    with pytest.raises(BaseModelError, match=r"base: the conversion failed: .*--target-bpw 1"):
+        converted(folder, "digest", ("--target-bpw", "1", "--method", "static"), lambda text: None)
 
 
 def test_a_wrong_setting_is_named() -> None:
