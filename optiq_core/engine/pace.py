@@ -13,8 +13,9 @@ _URGENT_STEPS = 4.0
 _LONGEST_S = 0.3
 _SHORTEST_S = 0.05
 _SMALLEST = 32
-# Weight of a new measurement.
+# Weight of a new measurement. One of few tokens is mostly of what a chunk costs whatever its size, and counts less.
 _NEW = 0.3
+_TELLING = 128
 
 
 class Pace:
@@ -46,12 +47,12 @@ class Pace:
             decoding: whether rows decoded in it.
         """
         if not prompt_tokens:
-            self._decode_s = _mean(self._decode_s, seconds)
+            self._decode_s = _mean(self._decode_s, seconds, _NEW)
             return
         rest = seconds - self._decode_s if decoding else seconds
         speed = prompt_tokens / max(rest, seconds / 4)
-        self._tokens_per_second = _mean(self._tokens_per_second, speed)
+        self._tokens_per_second = _mean(self._tokens_per_second, speed, _NEW * min(1.0, prompt_tokens / _TELLING))
 
 
-def _mean(old: float, new: float) -> float:
-    return new if not old else (1 - _NEW) * old + _NEW * new
+def _mean(old: float, new: float, weight: float) -> float:
+    return new if not old else (1 - weight) * old + weight * new
