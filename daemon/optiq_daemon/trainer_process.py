@@ -142,6 +142,7 @@ def _train(job: Job, job_dir: Path, adapter: Path, pipe: EventPipe, signals: Sig
     profile = setup_device(BLAS_THREADS)
     log.info("%s: training %s on %s", job.job, job.adapter_id, profile.name)
     from optiq_core.base.loader import load_base
+    from optiq_core.base.paths import cache_path
     from optiq_core.train.data import load_data
     from optiq_core.train.trainer import Signal, train
 
@@ -156,7 +157,7 @@ def _train(job: Job, job_dir: Path, adapter: Path, pipe: EventPipe, signals: Sig
         return "cancel" if asked == "cancel" else "stop" if asked == "stop" else "go"
 
     base = load_base(Path(job.base_path), profile=profile, load_in=job.load_in)
-    data = load_data(job.config.data_path, base.tokenizer, job.config)
+    data = load_data(job.config.data_path, base.tokenizer, job.config, cache_dir=cache_path() / "tokens")
     result = train(
         base,
         job.config,

@@ -41,7 +41,7 @@ def lora() -> None:
     "  optiq lora train Qwen/Qwen3-1.7B --load-in 4bit --data ./tone -o ./tone-adapter     # QLoRA"
 )
 @click.argument("base")
-@click.option("--data", "data_path", required=True, help="Folder with train.jsonl and optionally valid.jsonl.")
+@click.option("--data", "data_path", required=True, help="Folder with train.jsonl, a file, or a hub id.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Adapter folder to write.")
 @train_options()
 @click.option(
@@ -115,6 +115,7 @@ def _train(
 
     profile = setup_device()
     from optiq_core.base.loader import load_base, resolve_base
+    from optiq_core.base.paths import cache_path
     from optiq_core.train.data import load_data
     from optiq_core.train.trainer import train
 
@@ -141,7 +142,7 @@ def _train(
             return train(
                 loaded,
                 config,
-                data=load_data(config.data_path, loaded.tokenizer, config),
+                data=load_data(config.data_path, loaded.tokenizer, config, cache_dir=cache_path() / "tokens"),
                 out_dir=output,
                 checkpoint_dir=checkpoint,
                 on_event=on_event,

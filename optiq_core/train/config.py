@@ -54,7 +54,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Settings of one run; the fields and defaults of ``optiq.v1.TrainingConfig``.
 
     Attributes:
-        data_path: folder with ``train.jsonl`` and optionally ``valid.jsonl``.
+        data_path: folder with ``train.jsonl`` and optionally ``valid.jsonl``, one such file, or a hub dataset's id.
         objective: ``sft``, or over pairs of answers ``dpo`` or ``orpo``: data with prompt, chosen and rejected.
         beta: DPO's inverse temperature, ORPO's weight of the odds ratio; no effect with ``sft``.
         rank: base rank; ``rank_scaling`` decides what each module gets from it.
@@ -86,6 +86,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         clip_norm: longer gradients are shortened to this norm; 0 leaves them.
         pack_length: tokens of a row that several examples share, none seeing another; 0 gives each a row of its own.
         max_seq_length: tokens; longer examples are cut.
+        retokenize: tokenize also where the tokens of the same data and tokenizer are in the cache.
         mask_prompt: train on the last answer only. None: yes where the data has a prompt.
         steps_per_report, steps_per_eval, steps_per_checkpoint: steps between two of each.
         patience: end after so many validations without a lower loss and keep the best; 0 trains to the end.
@@ -121,6 +122,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     warmup_steps: int = 0
     clip_norm: float = 0.0
     max_seq_length: int = 2048
+    retokenize: bool = False
     mask_prompt: bool | None = None
     seed: int = 0
     steps_per_report: int = 10

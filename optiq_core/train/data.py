@@ -7,7 +7,7 @@ are exactly those of mlx-lm. Nothing at the top of this module imports MLX: the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from optiq_core.train.records import (
     DataSummary,
     Record,
     check_data,
-    read_folder,
+    read_source,
 )
 
 __all__ = ["DataSummary", "Example", "Split", "TrainingData", "check_data", "encode", "load_data"]
@@ -86,23 +86,26 @@ class TrainingData:
         return said
 
 
-def load_data(folder: str | Path, tokenizer: Any, config: TrainConfig) -> TrainingData:
-    """Read and tokenize a data folder.
+def load_data(
+    source: str | Path, tokenizer: Any, config: TrainConfig, *, cache_dir: Path | None = None
+) -> TrainingData:
+    """Read and tokenize training data.
 
     Args:
-        folder: holds ``train.jsonl`` and optionally ``valid.jsonl``.
+        source: a folder with ``train.jsonl`` and optionally ``valid.jsonl``, one such file, or a hub dataset's id.
         tokenizer: mlx-lm's wrapper or a Hugging Face tokenizer.
-        config: ``max_seq_length`` and ``mask_prompt`` are used.
+        config: ``max_seq_length``, ``mask_prompt`` and ``objective`` are used.
+        cache_dir: where tokens are kept for the next run on the same data; none are without.
 
     Raises:
         DataError: naming file, line and key; also when no example has a token to train on.
     """
-    train_records, valid_records = read_folder(Path(folder))
-    train = _tokenize(train_records, tokenizer, config, TRAIN_FILE)
-    valid = _tokenize(valid_records, tokenizer, config, VALID_FILE)
+    train_records, valid_records = read_source(source)
+    train = _tokenize(train_records, tokenizer, config, TRAIN_FILE, cache_dir)
+    valid = _tokenize(valid_records, tokenizer, config, VALID_FILE, cache_dir)
     if not train.examples:
         raise DataError(
-            f"{Path(folder) / TRAIN_FILE}: no example has a token to train on within "
+            f"{source}: no example has a token to train on within "
             f"max_seq_length={config.max_seq_length}; raise max_seq_length or shorten the prompts"
         )
     return TrainingData(train=train, valid=valid, digest=_digest((*train.examples, *valid.examples)))
@@ -135,9 +138,17 @@ def encode(
         yield record, Example(tokens=tuple(tokens), start=max(1, offset), line=record.line)
 
 
-def _tokenize(records: Iterable[Record], tokenizer: Any, config: TrainConfig, file: str) -> Split:
+def _tokenize(
+    records: Sequence[Record], tokenizer: Any, config: TrainConfig, file: str, cache_dir: Path | None
+) -> Split:
     split = Split()
-    for _, whole in encode(records, tokenizer, mask_prompt=config.mask_prompt, file=file):
+    if cache_dir is None or config.retokenize:
+        examples = [example for _, example in encode(records, tokenizer, mask_prompt=config.mask_prompt, file=file)]
+    else:
+        from optiq_core.train.token_cache import TokenCache
+
+        examples = TokenCache(cache_dir).examples(records, tokenizer, mask_prompt=config.mask_prompt, file=file)
+    for whole in examples:
         if (whole.rejected is not None) != (config.objective in ("dpo", "orpo")):
             needed = "'prompt', 'chosen' and 'rejected'" if whole.rejected is None else "answers without a rejected one"
             raise DataError(f"{file} line {whole.line}: objective {config.objective} needs {needed}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
@@ -16,13 +15,13 @@ def data() -> None:
 
 
 @data.command(epilog="\b\nExamples:\n  optiq data check ./my-data\n  optiq data check ./my-data --max-seq-length 512")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder")
 @click.option("--base", default="embedded", show_default=True, help="Whose tokenizer and chat template count.")
 @click.option("--max-seq-length", default=2048, show_default=True, help="Tokens; what training would cut to.")
 @click.option("--mask-prompt/--no-mask-prompt", default=None, help="As in training.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-def check(folder: Path, base: str, max_seq_length: int, mask_prompt: bool | None, as_json: bool) -> None:
-    """Count examples and tokens in FOLDER, and find what would be cut, dropped, or is there twice.
+def check(folder: str, base: str, max_seq_length: int, mask_prompt: bool | None, as_json: bool) -> None:
+    """Count examples and tokens in FOLDER, a file or a hub id; find what would be cut, dropped, or is there twice.
 
     Exit code 1 if a line cannot be read or no example could be trained on.
     """

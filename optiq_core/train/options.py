@@ -51,6 +51,7 @@ _SETTINGS = (
     _Setting("warmup_steps", "Steps over which the learning rate rises from 0."),
     _Setting("clip_norm", "Largest norm of a step's gradient, 0 for any."),
     _Setting("max_seq_length", "Tokens; longer examples are cut."),
+    _Setting("retokenize", "Do not take the tokens of an earlier run on the same data."),
     _Setting("mask_prompt", "Train on answers only; on where the data has a prompt.", off="--no-mask-prompt"),
     _Setting("seed", "Of data order and initialisation."),
     _Setting("steps_per_report", "Steps between reports."),

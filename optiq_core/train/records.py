@@ -9,6 +9,7 @@ keys may be of another of the three formats (mlx-lm would stop there with a KeyE
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from optiq_core.errors import DataError
 
 RecordFormat = Literal["completions", "chat", "text", "preference"]
 
+# Of a dataset on the hub: owner and name. Anything else is a path.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 TRAIN_FILE = "train.jsonl"
 VALID_FILE = "valid.jsonl"
 
@@ -47,21 +50,43 @@ class DataSummary:
     formats: tuple[RecordFormat, ...]
 
 
-def check_data(folder: str | Path) -> DataSummary:
-    """Check both files of a data folder without tokenizing.
+def check_data(source: str | Path) -> DataSummary:
+    """Check training data without tokenizing it.
 
     Raises:
         DataError: naming file, line and key.
     """
-    train, valid = read_folder(Path(folder))
+    train, valid = read_source(source)
     formats = dict.fromkeys(record.format for record in (*train, *valid))
     return DataSummary(train=len(train), valid=len(valid), formats=tuple(formats))
+
+
+def read_source(source: str | Path) -> tuple[list[Record], list[Record]]:
+    """The records to train on (at least one) and to validate on, of a folder, a file, or a hub dataset.
+
+    Raises:
+        DataError: naming file, line and key.
+    """
+    path = Path(source)
+    if path.is_file():
+        records = read_records(path)
+        if not records:
+            raise DataError(f"{path}: no examples; one JSON object per line with {_EXPECTED}")
+        return records, []
+    if not path.exists() and HUB_ID.fullmatch(str(source)):
+        from optiq_core.train.hub import read_hub
+
+        return read_hub(str(source))
+    return read_folder(path)
 
 
 def read_folder(folder: Path) -> tuple[list[Record], list[Record]]:
     """The records of ``train.jsonl`` (at least one) and of ``valid.jsonl`` (none if there is no file)."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; data is a folder with {TRAIN_FILE} and optionally {VALID_FILE}")
+        raise DataError(
+            f"{folder}: no such folder; data is a folder with {TRAIN_FILE} and optionally {VALID_FILE}, one such file, "
+            "or the id of a hub dataset"
+        )
     train_path, valid_path = folder / TRAIN_FILE, folder / VALID_FILE
     if not train_path.is_file():
         raise DataError(f"{train_path}: no such file; one JSON object per line with {_EXPECTED}")
@@ -88,11 +113,27 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _parse(line: str, number: int, file: str, first: RecordFormat | None) -> Record:
+    """One line as a record."""
     where = f"{file} line {number}"
     try:
         value = json.loads(line)
     except ValueError as error:
         raise DataError(f"{where}: not JSON ({error})") from error
+    return parse_record(value, number, where, first)
+
+
+def parse_record(value: object, number: int, where: str, first: RecordFormat | None) -> Record:
+    """A record from its values.
+
+    Args:
+        value: what was read.
+        number: of the line or row, from 1.
+        where: how messages name it.
+        first: the format of the first record beside it.
+
+    Raises:
+        DataError: it is of no format.
+    """
     if not isinstance(value, dict):
         raise DataError(f"{where}: must be a JSON object with {_EXPECTED}, is {_type_name(value)}")
     candidates: list[RecordFormat] = [*([first] if first else []), "completions", "chat", "text", "preference"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optiq_core.train.data import Example, encode
-from optiq_core.train.records import TRAIN_FILE, VALID_FILE, read_folder
+from optiq_core.train.records import TRAIN_FILE, VALID_FILE, read_source
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _BUCKETS = 16
@@ -97,12 +97,12 @@ class FileSurvey:
 
 
 def survey_folder(
-    folder: Path, tokenizer: Any, *, max_seq_length: int, mask_prompt: bool | None = None
+    folder: str | Path, tokenizer: Any, *, max_seq_length: int, mask_prompt: bool | None = None
 ) -> list[FileSurvey]:
     """Survey ``train.jsonl`` and, if there is one, ``valid.jsonl``.
 
     Args:
-        folder: the data folder.
+        folder: the data folder, a file, or a hub id.
         tokenizer: of the base to train.
         max_seq_length: what training would cut to.
         mask_prompt: as in training.
@@ -112,7 +112,7 @@ def survey_folder(
     """
     surveys: list[FileSurvey] = []
     train: dict[tuple[int, ...], int] = {}
-    for file, records in zip((TRAIN_FILE, VALID_FILE), read_folder(folder), strict=True):
+    for file, records in zip((TRAIN_FILE, VALID_FILE), read_source(folder), strict=True):
         survey = FileSurvey(file, tuple(dict.fromkeys(record.format for record in records)))
         seen: dict[tuple[int, ...], int] = {}
         for record, example in encode(records, tokenizer, mask_prompt=mask_prompt, file=file):

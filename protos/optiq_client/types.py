@@ -236,6 +236,7 @@ class TrainingConfig:
     objective: str = ""
     beta: float = 0.0
     qat_bits: int = 0
+    retokenize: bool = False
 
 
 @dataclass(frozen=True, slots=True)

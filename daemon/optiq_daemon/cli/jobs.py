@@ -88,8 +88,8 @@ def watch(job: str, connection: Connection, as_json: bool) -> int:
 @click.option(
     "--data",
     required=True,
-    type=click.Path(exists=True, file_okay=False),
-    help="Folder with train.jsonl and optionally valid.jsonl.",
+    type=click.Path(exists=True),
+    help="Folder with train.jsonl and optionally valid.jsonl, or one such file.",
 )
 @train_options(remote=True)
 @schedule_options

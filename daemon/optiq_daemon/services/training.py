@@ -132,5 +132,5 @@ def _check_data_path(text: str) -> None:
     path = Path(text)
     if "\0" in text or not path.is_absolute():
         raise InvalidRequestError.of("config.data_path", "must be an absolute path of a folder on the daemon's machine")
-    if not (path / "train.jsonl").is_file():
-        raise InvalidRequestError.of("config.data_path", f"{path} must be a folder with train.jsonl")
+    if not (path / "train.jsonl").is_file() and not path.is_file():
+        raise InvalidRequestError.of("config.data_path", f"{path} must be a folder with train.jsonl, or such a file")
