@@ -105,7 +105,8 @@ DESCRIPTIONS: dict[str, str] = {
     "settle_ms": "Milliseconds that a dropped folder must be still before it is taken.",
     "max_batch": "Most requests decoded in one step.",
     "max_queue": "Most requests waiting for a place in the batch; more are refused.",
-    "kv": "KV cache of every layer: float, or METHOD:BITS such as turboquant:4, rotated:4 or affine:8.",
+    "kv": "KV cache of every layer: float, or METHOD:BITS such as turboquant:4, rotated:4 or affine:8; a third number "
+    "is how many recent tokens are kept as they came (64; affine: 0).",
     "kv_config": "File with the KV cache of each layer, as `optiq kv-cache` writes it; empty for `kv` everywhere.",
     "prefill_chunk": "Most prompt tokens processed at once; fewer while requests decode, so that none stalls.",
     "kv_cache_mb": "Memory for the KV caches of all running requests; more wait. 0: half of what the base leaves free.",

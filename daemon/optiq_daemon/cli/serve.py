@@ -24,7 +24,13 @@ _OPTIONS: tuple[tuple[str, str, type, str], ...] = (
     ("settle-ms", "MS", int, "Milliseconds that a dropped folder must be still before it is taken."),
     ("max-batch", "N", int, "Most requests decoded in one step; more rows, more tokens per second and memory."),
     ("max-queue", "N", int, "Most requests waiting for a place in the batch; more get RESOURCE_EXHAUSTED."),
-    ("kv", "METHOD:BITS", str, "KV cache: float, or compressed: turboquant:4, turboquant:3.5, rotated:4, affine:8."),
+    (
+        "kv",
+        "METHOD:BITS[:WINDOW]",
+        str,
+        "KV cache: float, or compressed: turboquant:4, turboquant:3.5, rotated:4, affine:8. WINDOW: recent tokens that "
+        "are kept as they came [64; affine: 0].",
+    ),
     ("kv-config", "FILE", str, "KV cache of each layer: a kv_config.json as `optiq kv-cache` writes it."),
     ("prefill-chunk", "N", int, "Most prompt tokens processed at once; fewer while requests decode."),
     ("kv-cache-mb", "MB", int, "KV caches of all running requests; more wait. 0: half of what the base leaves free."),
