@@ -116,7 +116,7 @@ class App:
         self.generations = Observed(generations.serve)
         self.generations.observe(self._count)
         drop = paths.adapters_path(home)
-        self.ingest = Ingest(self.registry, drop, again=self._again, check_disk=self._check_disk)
+        self.ingest = Ingest(self.registry, drop, again=self._again, check_disk=self._check_disk, busy=self._generating)
         self.watcher = DropWatcher(
             drop,
             settle_s=settings.settle_ms / 1000,
@@ -239,6 +239,9 @@ class App:
         """Remove what a tenant has, as :meth:`Tenancy.remove` does, and its routes."""
         await self.tenancy.remove(tenant, force)
         self.routes.forget(tenant)
+
+    def _generating(self) -> bool:
+        return bool(self.live.requests())
 
     def _weight(self, tenant: str) -> float:
         return self.tenants.find(tenant).weight

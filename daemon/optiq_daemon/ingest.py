@@ -39,6 +39,7 @@ class Ingest:
         drop: the drop folder, `<tenant>/<name>/` below it.
         again: called with a name whose folder has to settle once more.
         check_disk: raises QuotaError if a name's tenant may not have these bytes more on disk.
+        busy: whether requests run now; copying goes slowly then.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Ingest:
         drop: Path,
         again: Callable[[AdapterKey], None],
         check_disk: Callable[[AdapterKey, int], None],
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._registry = registry
         self._drop = drop
@@ -54,7 +56,7 @@ class Ingest:
         self._check_disk = check_disk
         self._locks: dict[AdapterKey, asyncio.Lock] = {}
         self._waiting: set[AdapterKey] = set()
-        self._installer = Installer(registry, check_disk)
+        self._installer = Installer(registry, check_disk, busy)
         self._tasks = Tasks()
 
     def folder(self, key: AdapterKey) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from optiq_core.adapters.format import read_manifest
 from optiq_core.errors import AdapterError, OptiqError
 from optiq_daemon.base_info import BaseInfo
+from optiq_daemon.copy_pace import CopyPace
 from optiq_daemon.errors import InvalidRequestError, QuotaError, RefusedError
 from optiq_daemon.names import AdapterKey
 from optiq_daemon.records import AdapterRecord, Description
@@ -25,7 +26,6 @@ from optiq_daemon.version_catalog import BYTES_PER_PARAMETER
 
 log = logging.getLogger(__name__)
 
-COPIES_AT_ONCE = 4
 # A new version of an adapter in use waits this long for room before the name moves to it without.
 ROOM_WAIT_S = 5.0
 
@@ -39,12 +39,15 @@ class Installer:
 
     Args:
         check_disk: raises QuotaError if a name's tenant may not have these bytes more on disk.
+        busy: whether requests run now.
     """
 
-    def __init__(self, registry: Registry, check_disk: Callable[[AdapterKey, int], None]) -> None:
+    def __init__(
+        self, registry: Registry, check_disk: Callable[[AdapterKey, int], None], busy: Callable[[], bool]
+    ) -> None:
         self._registry = registry
         self._check_disk = check_disk
-        self._copies = asyncio.Semaphore(COPIES_AT_ONCE)
+        self._pace = CopyPace(busy)
         self._started = time.time()
 
     async def install(self, key: AdapterKey, folder: Path, snapshot: Snapshot, base: BaseInfo, origin: str) -> None:
@@ -60,7 +63,7 @@ class Installer:
             OSError: it cannot be read, or the disk is full.
         """
         registry = self._registry
-        async with self._copies:
+        async with self._pace.turn():
             manifest = await asyncio.to_thread(read_manifest, folder)
             base.check(manifest)
             try:
