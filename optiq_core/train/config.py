@@ -9,11 +9,13 @@ import msgspec
 from optiq_core.errors import TrainingError
 from optiq_core.train.schemes import (
     BUDGET_SCHEMES,
+    INITS,
     METHODS,
     OBJECTIVES,
     OPTIMIZERS,
     RANK_SCALINGS,
     SCHEDULES,
+    Init,
     Method,
     Objective,
     Optimizer,
@@ -44,6 +46,7 @@ _RANGES: dict[str, tuple[int, int]] = {
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": OPTIMIZERS,
+    "init": INITS,
     "lr_schedule": SCHEDULES,
     "method": METHODS,
     "objective": OBJECTIVES,
@@ -65,13 +68,14 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         scale: factor on the low-rank product.
         method: ``lora``; ``dora``, which also learns the norm of each output row (arXiv:2402.09353); or ``qalora``,
             which merges into the biases of the base's quantization groups without loss (arXiv:2309.14717).
+        init: ``default`` begins as the base; ``loftq`` with the best fit of what quantizing at load took away.
         qat_bits: train through the merge: every adapted weight is rounded as the base keeps it, and to so many bits
             (groups of 64) where the base keeps it in float. 0 is off.
         rslora: divide the factor by the square root of the rank, not by nothing (arXiv:2312.03732): a module of
             rank r gets ``scale * sqrt(rank / r)``, which is alpha / sqrt(r) with alpha = scale * sqrt(rank).
         loraplus_ratio: learning rate of B over that of A (LoRA+, arXiv:2402.12354); 0 is 1.
         dropout: probability with which an input of the low-rank path is zeroed while training.
-        target_modules: last path components of the modules to adapt.
+        target_modules: last path components of the modules to adapt; ``all-linear`` is every linear one in the blocks.
         num_layers: transformer blocks to adapt, counted from the last; -1 is all of them.
         iters: optimizer steps.
         batch_size: rows of a step.
@@ -104,6 +108,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     budget_like: str = ""
     scale: float = 20.0
     method: Method = "lora"
+    init: Init = "default"
     qat_bits: int = 0
     rslora: bool = False
     loraplus_ratio: float = 0.0
@@ -159,6 +164,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         found += self._objective_violations()
         if self.rank_scaling == "adalora" and (self.method != "lora" or self.qat_bits or self.rslora):
             found.append(("rank_scaling", "adalora has layers of its own: method lora, without qat_bits and rslora"))
+        if self.init == "loftq" and (self.method != "lora" or self.rank_scaling == "adalora"):
+            found.append(("init", "loftq fits an ordinary low-rank product: method lora, without adalora"))
         if self.qat_bits in (1, 7):
             found.append(("qat_bits", f"must be 0, 2, 3, 4, 5, 6 or 8, is {self.qat_bits}"))
         if self.qat_bits and (self.method != "lora" or self.dropout):

@@ -20,6 +20,8 @@ from optiq_core.train.dora import DoraLinear
 from optiq_core.train.quantized import FLOAT_BITS, QaLoraLinear, QatLinear
 from optiq_core.train.schemes import Method
 
+# Every linear module of the adapted blocks; never the head.
+ALL_LINEAR = "all-linear"
 # Of the groups that a float module is rounded in.
 _GROUP_SIZE = 64
 _ADAPTABLE = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
@@ -30,7 +32,7 @@ def find_targets(model: Any, targets: tuple[str, ...], num_layers: int) -> list[
 
     Args:
         model: an mlx-lm model.
-        targets: last path components (``q_proj``) or longer suffixes (``self_attn.q_proj``).
+        targets: last path components (``q_proj``), longer suffixes (``self_attn.q_proj``), or ``all-linear``.
         num_layers: blocks counted from the last, -1 for all.
 
     Raises:
@@ -45,7 +47,10 @@ def find_targets(model: Any, targets: tuple[str, ...], num_layers: int) -> list[
         for path, module in model.named_modules()
         if id(module) in inside and (isinstance(module, _ADAPTABLE) or hasattr(module, "to_lora"))
     ]
-    found = {target: [path for path in adaptable if f".{path}".endswith(f".{target}")] for target in targets}
+    found = {
+        target: [path for path in adaptable if target == ALL_LINEAR or f".{path}".endswith(f".{target}")]
+        for target in targets
+    }
     for target, paths in found.items():
         if not paths:
             known = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in adaptable}))

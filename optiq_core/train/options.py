@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from optiq_core.train.config import TrainConfig
-from optiq_core.train.schemes import METHODS, OBJECTIVES, OPTIMIZERS, RANK_SCALINGS, SCHEDULES
+from optiq_core.train.schemes import INITS, METHODS, OBJECTIVES, OPTIMIZERS, RANK_SCALINGS, SCHEDULES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,11 +33,12 @@ _SETTINGS = (
     _Setting("rank", "Base rank."),
     _Setting("scale", "Factor on the low-rank product."),
     _Setting("method", "dora also learns row norms; qalora merges without loss into group biases.", METHODS),
+    _Setting("init", "loftq: begin with what quantizing took away; a float base with --load-in.", INITS),
     _Setting("qat_bits", "Train through the merge: weights rounded as in the base, floats to so many bits."),
     _Setting("rslora", "Factor falls with the root of a module's rank; --scale is that of --rank."),
     _Setting("loraplus_ratio", "LoRA+: learning rate of B over that of A; 16 is usual, 0 is off."),
     _Setting("dropout", "Probability with which an input of the low-rank path is zeroed."),
-    _Setting("target_modules", "Last path components, with commas."),
+    _Setting("target_modules", "Last path components, with commas; all-linear is every one in the blocks."),
     _Setting("num_layers", "Blocks from the last, -1 for all."),
     _Setting("iters", "Optimizer steps."),
     _Setting("batch_size", "Rows a step: examples, or with --pack-length rows of examples."),

@@ -26,3 +26,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 Objective = Literal["sft", "dpo", "orpo"]
 
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+
+Init = Literal["default", "loftq"]
+
+INITS: tuple[Init, ...] = get_args(Init)

@@ -25,6 +25,7 @@ from optiq_core.train.config import TrainConfig
 from optiq_core.train.data import TrainingData
 from optiq_core.train.events import CheckpointSaved, Event, Progress, Started, Warned
 from optiq_core.train.layers import apply_lora, exported_tensors, merge_grids, recomputed_blocks
+from optiq_core.train.loftq import apply_loftq
 from optiq_core.train.loss import Loss, loss_for, number, to_inputs
 from optiq_core.train.meter import Meter
 from optiq_core.train.optim import build_optimizer
@@ -149,6 +150,8 @@ class _Run:
             grids=merge_grids(base.metadata, config, self.ranks),
             dynamic=config.rank_scaling == "adalora",
         )
+        if config.init == "loftq":
+            apply_loftq(self.model, base.path, self.ranks)
         # What each module's product is multiplied with stays, also where its rank is pruned.
         self.scales = {path: config.scale_at(rank) for path, rank in self.ranks.items()} if config.rslora else {}
         self.pruner: Pruner | None = None

@@ -237,6 +237,7 @@ class TrainingConfig:
     beta: float = 0.0
     qat_bits: int = 0
     retokenize: bool = False
+    init: str = ""
 
 
 @dataclass(frozen=True, slots=True)
