@@ -4,9 +4,11 @@ All rows run the same weights on the same text. What is measured of each:
 
 - ``attention_error`` and ``attention_kl``: relative error of the attention's output, and KL of its weights, on the
   queries, keys and values of the text, averaged over layers.
-- ``kl``, ``ppl_rel``: KL of the next token, and perplexity over the float cache's, over one long context.
+- ``kl``, ``ppl_rel``: KL of the next token, and perplexity over the float cache's, over one long context; with
+  ``ppl_rel_se``, the standard error that so many tokens leave it.
 - ``needle``: share of planted keys that their query still finds first, in key statistics of the real layers, at
-  several depths and lengths; ``needle_text``: share of pass keys hidden in a text that the model repeats.
+  several depths and lengths; ``needle_close``: the same among keys that match the query almost as well, by how much
+  worse; ``needle_text``: share of pass keys hidden in a text that the model repeats.
 - ``bytes_per_token``; at several contexts ``row_bytes`` of one row, with what a window of recent tokens adds, and
   ``ms`` of its decode step.
 
@@ -73,7 +75,6 @@ def run(model: str = "embedded", *, quick: bool = False) -> dict[str, Any]:
     contexts = (64, 128) if quick else CONTEXTS
     times = step_times(base.model, plans, probes.layer_vectors, contexts, rounds=2 if quick else 7)
     for row in rows:
-        row["ppl_rel"] = row["ppl"] / rows[0]["ppl"]
         plan = plans[row["cache"]]
         row["bytes_per_token"] = plan.bytes_per_token
         row["row_bytes"] = {str(n): n * plan.bytes_per_token + plan.window_bytes for n in contexts}
@@ -121,7 +122,11 @@ def _goals(rows: dict[str, dict[str, Any]], context: str) -> dict[str, Any]:
     return {
         "needle_turboquant_4": four["needle"],
         "needle_affine_4": affine["needle"],
+        "needle_close_turboquant_4": four["needle_close"],
+        "needle_close_rotated_4": rows["rotated:4"]["needle_close"],
+        "needle_close_affine_4": affine["needle_close"],
         "ppl_rel_turboquant_3.5": rows["turboquant:3.5"]["ppl_rel"],
+        "ppl_rel_se_turboquant_3.5": rows["turboquant:3.5"]["ppl_rel_se"],
         "ppl_rel_3.5_within_half_a_percent": rows["turboquant:3.5"]["ppl_rel"] <= _SAME_PERPLEXITY,
         "step_turboquant_4_over_affine_4": four["ms"][context] / affine["ms"][context],
         "step_turboquant_4_over_float": four["ms"][context] / float_["ms"][context],

@@ -67,6 +67,7 @@ class Probes:
         self.text_tokens = int(self._tokens.size)
         self._record()
         self._reference: Reference | None = None
+        self._losses: mx.array | None = None
         self._lengths = (64, 128) if quick else (512, 2048, 8192)
         self._trials = 1 if quick else 8
         self._text_cases = self._hide((160,) if quick else (512, 1024), 2 if quick else len(DEPTHS))
@@ -80,15 +81,19 @@ class Probes:
         }
 
     def measure(self, plan: CachePlan) -> dict[str, Any]:
-        """Return everything but the times."""
+        """Return everything but the times; what is relative is so to the first plan that is measured."""
         error, attention_kl = self._attention(plan)
-        kl, perplexity = self._next_token(plan)
+        kl, losses = self._next_token(plan)
+        if self._losses is None:
+            self._losses = losses
+        more = losses - self._losses
         return {
             "attention_error": error,
             "attention_kl": attention_kl,
             "kl": kl,
-            "ppl": perplexity,
-            "ppl_rel": 1.0,
+            "ppl": math.exp(number(losses.mean())),
+            "ppl_rel": math.exp(number(more.mean())),
+            "ppl_rel_se": number(more.var(ddof=1)) ** 0.5 / more.size**0.5,
             "needle": self._needles(plan),
             "needle_close": self._close_needles(plan),
             "needle_text": self._text_needles(plan),
@@ -114,7 +119,8 @@ class Probes:
             divergences.append(number((mx.exp(exact_weights) * (exact_weights - weights)).sum(axis=-1).mean()))
         return float(np.mean(errors)), max(float(np.mean(divergences)), 0.0)
 
-    def _next_token(self, plan: CachePlan) -> tuple[float, float]:
+    def _next_token(self, plan: CachePlan) -> tuple[float, mx.array]:
+        """Return the KL of the next token, and each token's loss in nats."""
         logits = self._model(self._tokens, cache=plan(self._model))[0].astype(mx.float32)
         mx.eval(logits)
         if self._reference is None:
@@ -122,8 +128,7 @@ class Probes:
         kl = number(self._reference.kl(logits).mean())
         targets = self._tokens[0, 1:]
         chosen = mx.take_along_axis(logits[:-1], targets[:, None], axis=-1)[:, 0]
-        loss = number((mx.logsumexp(logits[:-1], axis=-1) - chosen).mean())
-        return max(kl, 0.0), math.exp(loss)
+        return max(kl, 0.0), mx.logsumexp(logits[:-1], axis=-1) - chosen
 
     def _needles(self, plan: CachePlan) -> float:
         """Share of planted keys that score highest for their own query.

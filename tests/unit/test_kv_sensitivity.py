@@ -101,6 +101,11 @@ def test_probes_lose_nothing_with_float_and_less_with_more_bits() -> None:
     assert rough["kl"] > 20 * fine["kl"] > 0
     assert rough["attention_error"] > 10 * fine["attention_error"] > 0
     assert fine["needle"] >= rough["needle"]
+    assert set(exact["needle_close"].values()) == {1.0} and exact["ppl_rel"] == 1 and exact["ppl_rel_se"] == 0
+    for row in (rough, fine):
+        shares = list(row["needle_close"].values())
+        assert shares == sorted(shares) and row["ppl_rel_se"] > 0
+    assert rough["needle_close"]["0.1"] < fine["needle_close"]["0.1"]
     times = step_times(base.model, plans, probes.layer_vectors, (8, 300), rounds=1)
     assert all(set(row) == {"8", "300"} and min(row.values()) > 0 for row in times.values())
     assert mx.isfinite(mx.array([row["ppl"] for row in rows.values()])).all()
