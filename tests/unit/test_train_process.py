@@ -177,3 +177,45 @@ def test_heartbeats_come_while_the_job_is_quiet(job: Path) -> None:
     assert time.monotonic() - began < 10
     trainer.say(b"cancel\n")
     assert trainer.finish()[0] == 0
+
+
+@pytest.mark.slow
+def test_a_killed_job_with_every_kind_of_state_goes_on_to_the_same_adapter(job: Path) -> None:
+    fields: dict[str, Any] = {
+        "iters": 40,
+        "steps_per_checkpoint": 3,
+        "steps_per_eval": 2,
+        "patience": 1000,
+        "optimizer": "adamw",
+        "weight_decay": 0.05,
+        "lr_schedule": "cosine",
+        "warmup_steps": 4,
+        "clip_norm": 0.5,
+        "dropout": 0.1,
+        "pack_length": 64,
+        "batch_size": 2,
+        "rank_scaling": "adalora",
+        "loraplus_ratio": 4.0,
+    }
+    configure(job, **fields)
+    whole = job.parent / "whole"
+    whole.mkdir()
+    (whole / "job.json").write_bytes((job / "job.json").read_bytes())
+    assert Trainer(whole).finish()[0] == 0
+    for _ in range(2):
+        trainer = Trainer(job)
+        began = trainer.until(Started).step
+        while trainer.until(Progress).step < began + 7:
+            pass
+        trainer.process.kill()
+        assert trainer.finish(close_stdin=True)[0] == -9
+    assert not (job / "adapter").exists()
+    assert Trainer(job).finish()[0] == 0
+    killed, uninterrupted = (load_file(folder / "adapter" / "adapters.safetensors") for folder in (job, whole))
+    assert killed.keys() == uninterrupted.keys()
+    assert all(np.array_equal(value, killed[name]) for name, value in uninterrupted.items())
+    losses = [
+        [(line["train_loss"], line.get("valid_loss"), line["learning_rate"]) for line in map(json.loads, lines)]
+        for lines in ((folder / "metrics.jsonl").read_text().splitlines() for folder in (job, whole))
+    ]
+    assert losses[0] == losses[1]
