@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import msgspec
 
 from optiq_core.base.load_in import LoadIn
@@ -85,7 +86,13 @@ class Planner:
         """A step of the given shape."""
         key = (
             *(config.rank, config.rank_scaling, config.num_layers, config.target_modules, config.dropout > 0),
-            *(config.method, config.objective, config.qat_bits, config.rows_at_a_time < config.batch_size),
+            *(
+                config.method,
+                config.objective,
+                config.qat_bits,
+                config.compute_dtype,
+                config.rows_at_a_time < config.batch_size,
+            ),
             *(config.grad_checkpoint, config.loss_chunk, tuple(sorted(config.rank_pattern.items())), shape),
         )
         if key not in self._plans:
@@ -95,6 +102,8 @@ class Planner:
     def _plan(self, config: TrainConfig, shape: StepShape) -> StepPlan:
         backend = BACKENDS[self.ceiling.backend]
         model, metadata = lazy_model(self.folder, dense=backend.name == "cpu", load_in=self.load_in)
+        if config.compute_dtype:
+            model.set_dtype(getattr(mx, config.compute_dtype))
         if self._split is None:
             self._split = splits(model)
             self._recurrent = is_recurrent(model)

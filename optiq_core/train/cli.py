@@ -69,7 +69,8 @@ def train(
 
     Interrupted with Ctrl-C it saves a checkpoint beside the output folder; the same command goes on from there.
     """
-    config = TrainConfig(target_modules=module_names(target_modules), **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    config = TrainConfig(target_modules=module_names(target_modules), **given)
     if output.exists() and not overwrite:
         raise click.UsageError(f"{output} exists; --overwrite replaces it")
     checkpoint = output.parent / f"{output.name}.checkpoint"
@@ -232,7 +233,8 @@ def info(path: Path, full: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def ranks(base: str, target_modules: str, as_json: bool, **options: Any) -> None:
     """Show which rank each module of BASE would get, before anything is trained."""
-    config = TrainConfig(target_modules=module_names(target_modules), **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    config = TrainConfig(target_modules=module_names(target_modules), **given)
     if config.rank_scaling == "gradient" and not config.data_path:
         raise click.UsageError("--rank-scaling gradient probes the base on training data; give it with --data")
     try:

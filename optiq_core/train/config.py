@@ -9,12 +9,14 @@ import msgspec
 from optiq_core.errors import TrainingError
 from optiq_core.train.schemes import (
     BUDGET_SCHEMES,
+    COMPUTE_DTYPES,
     INITS,
     METHODS,
     OBJECTIVES,
     OPTIMIZERS,
     RANK_SCALINGS,
     SCHEDULES,
+    ComputeDtype,
     Init,
     Method,
     Objective,
@@ -47,6 +49,7 @@ _RANGES: dict[str, tuple[int, int]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": OPTIMIZERS,
     "init": INITS,
+    "compute_dtype": COMPUTE_DTYPES,
     "lr_schedule": SCHEDULES,
     "method": METHODS,
     "objective": OBJECTIVES,
@@ -95,6 +98,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         steps_per_report, steps_per_eval, steps_per_checkpoint: steps between two of each.
         patience: end after so many validations without a lower loss and keep the best; 0 trains to the end.
         keep_best: the adapter is the one of the lowest validation loss, not of the last step.
+        compute_dtype: of the base's floats and so of activations; adapters, their optimizer and the loss stay in
+            float32. Empty takes the base as the device loads it. bfloat16 halves activations on a GPU.
         grad_checkpoint: recompute each block's activations in the backward pass.
         loss_chunk: rows of logits to hold at a time, 0 for all of a batch.
     """
@@ -135,6 +140,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     steps_per_checkpoint: int = 50
     patience: int = 0
     keep_best: bool = False
+    compute_dtype: ComputeDtype = ""
     grad_checkpoint: bool = False
     loss_chunk: int = 0
 

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from optiq_core.train.config import TrainConfig
-from optiq_core.train.schemes import INITS, METHODS, OBJECTIVES, OPTIMIZERS, RANK_SCALINGS, SCHEDULES
+from optiq_core.train.schemes import COMPUTE_DTYPES, INITS, METHODS, OBJECTIVES, OPTIMIZERS, RANK_SCALINGS, SCHEDULES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,6 +60,7 @@ _SETTINGS = (
     _Setting("steps_per_checkpoint", "Steps between checkpoints."),
     _Setting("patience", "Stop after so many validations without a lower loss, 0 for never; keeps the best."),
     _Setting("keep_best", "Write the weights of the lowest validation loss, not the last ones."),
+    _Setting("compute_dtype", "Of activations; as the device loads the base if absent.", COMPUTE_DTYPES[1:]),
     _Setting("grad_checkpoint", "Recompute activations: less memory, more time."),
     _Setting("loss_chunk", "Rows of logits to hold at a time, 0 for all."),
 )
@@ -97,6 +98,7 @@ def _option(setting: _Setting, default: Any, remote: bool) -> Callable[[F], F]:
             # An empty text is none of the choices, but what the wire has for the default.
             return click.option(flag, type=kind, callback=lambda _, __, value: value or "", help=text)
         return click.option(flag, type=kind, default=type(default)(), help=text)
+    default = default if default or not setting.choices else None
     return click.option(flag, type=kind, default=default, show_default=bool(default), help=setting.help)
 
 

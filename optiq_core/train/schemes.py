@@ -30,3 +30,7 @@ OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 Init = Literal["default", "loftq"]
 
 INITS: tuple[Init, ...] = get_args(Init)
+
+ComputeDtype = Literal["", "float32", "bfloat16", "float16"]
+
+COMPUTE_DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)

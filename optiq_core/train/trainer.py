@@ -129,6 +129,8 @@ class _Run:
         if self.keeps_best and not data.valid.examples:
             field = "patience" if config.patience else "keep_best"
             raise TrainingError(f"{field}: needs validation examples, in {VALID_FILE} beside {TRAIN_FILE}", field=field)
+        if config.compute_dtype:
+            self.model.set_dtype(getattr(mx, config.compute_dtype))
         # The head is probed on the bare base; adapters never touch it.
         self.loss: Loss = (
             loss_for(self.model, config.loss_chunk)

@@ -238,6 +238,7 @@ class TrainingConfig:
     qat_bits: int = 0
     retokenize: bool = False
     init: str = ""
+    compute_dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True)

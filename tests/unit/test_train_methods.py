@@ -142,3 +142,28 @@ def test_trained_magnitudes_are_what_dora_adds_to_the_files(lab: Lab) -> None:
     names = {name.rsplit(".", 1)[-1] for name in lab.weights("adapter")}
     assert names == {"lora_a", "lora_b", "m"}
     assert tree_map(lambda value: bool(np.isfinite(value).all()), lab.weights("adapter"))
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_activations_in_bfloat16_learn_the_same_and_adapters_stay_in_float32(lab: Lab, method: str) -> None:
+    losses = {}
+    for name in ("", "bfloat16"):
+        lab.run(name or "plain", compute_dtype=name, method=method, iters=2)
+        losses[name] = lab.of(Progress)[0].train_loss
+        layer = lab.base.model.layers[1].self_attn.q_proj
+        assert {layer.lora_a.dtype, layer.lora_b.dtype} == {mx.float32}
+        assert lab.base.model(PROBE).dtype == (mx.bfloat16 if name else mx.float32)
+    assert losses["bfloat16"] == pytest.approx(losses[""], rel=0.02)
+
+
+def test_the_planner_traces_bfloat16(lab: Lab) -> None:
+    from optiq_core.planner.ceilings import ceiling_of
+    from optiq_core.planner.planner import Planner
+
+    planner = Planner(lab.base_path, ceiling_of("cpu"))
+    plain, half = (
+        planner.plan(lab.config(max_seq_length=128, target_modules=("all-linear",), compute_dtype=name))
+        for name in ("float32", "bfloat16")
+    )
+    assert half.base_bytes < plain.base_bytes * 0.6
+    assert half.peak_bytes < plain.peak_bytes * 0.85

@@ -59,7 +59,7 @@ RANK_SCALING_PATTERN: RankScaling
 RANK_SCALING_ADALORA: RankScaling
 
 class TrainingConfig(_message.Message):
-    __slots__ = ("data_path", "rank", "rank_scaling", "scale", "dropout", "target_modules", "num_layers", "iters", "batch_size", "learning_rate", "max_seq_length", "mask_prompt", "seed", "steps_per_report", "steps_per_eval", "steps_per_checkpoint", "grad_checkpoint", "rank_pattern", "budget_like", "loss_chunk", "optimizer", "weight_decay", "lr_schedule", "lr_end", "warmup_steps", "clip_norm", "patience", "keep_best", "method", "rslora", "loraplus_ratio", "pack_length", "micro_batch_size", "objective", "beta", "qat_bits", "retokenize", "init")
+    __slots__ = ("data_path", "rank", "rank_scaling", "scale", "dropout", "target_modules", "num_layers", "iters", "batch_size", "learning_rate", "max_seq_length", "mask_prompt", "seed", "steps_per_report", "steps_per_eval", "steps_per_checkpoint", "grad_checkpoint", "rank_pattern", "budget_like", "loss_chunk", "optimizer", "weight_decay", "lr_schedule", "lr_end", "warmup_steps", "clip_norm", "patience", "keep_best", "method", "rslora", "loraplus_ratio", "pack_length", "micro_batch_size", "objective", "beta", "qat_bits", "retokenize", "init", "compute_dtype")
     class RankPatternEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +105,7 @@ class TrainingConfig(_message.Message):
     QAT_BITS_FIELD_NUMBER: _ClassVar[int]
     RETOKENIZE_FIELD_NUMBER: _ClassVar[int]
     INIT_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     data_path: str
     rank: int
     rank_scaling: RankScaling
@@ -143,7 +144,8 @@ class TrainingConfig(_message.Message):
     qat_bits: int
     retokenize: bool
     init: str
-    def __init__(self, data_path: _Optional[str] = ..., rank: _Optional[int] = ..., rank_scaling: _Optional[_Union[RankScaling, str]] = ..., scale: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., num_layers: _Optional[int] = ..., iters: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., max_seq_length: _Optional[int] = ..., mask_prompt: _Optional[bool] = ..., seed: _Optional[int] = ..., steps_per_report: _Optional[int] = ..., steps_per_eval: _Optional[int] = ..., steps_per_checkpoint: _Optional[int] = ..., grad_checkpoint: _Optional[bool] = ..., rank_pattern: _Optional[_Mapping[str, int]] = ..., budget_like: _Optional[str] = ..., loss_chunk: _Optional[int] = ..., optimizer: _Optional[str] = ..., weight_decay: _Optional[float] = ..., lr_schedule: _Optional[str] = ..., lr_end: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., clip_norm: _Optional[float] = ..., patience: _Optional[int] = ..., keep_best: _Optional[bool] = ..., method: _Optional[str] = ..., rslora: _Optional[bool] = ..., loraplus_ratio: _Optional[float] = ..., pack_length: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., objective: _Optional[str] = ..., beta: _Optional[float] = ..., qat_bits: _Optional[int] = ..., retokenize: _Optional[bool] = ..., init: _Optional[str] = ...) -> None: ...
+    compute_dtype: str
+    def __init__(self, data_path: _Optional[str] = ..., rank: _Optional[int] = ..., rank_scaling: _Optional[_Union[RankScaling, str]] = ..., scale: _Optional[float] = ..., dropout: _Optional[float] = ..., target_modules: _Optional[_Iterable[str]] = ..., num_layers: _Optional[int] = ..., iters: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., max_seq_length: _Optional[int] = ..., mask_prompt: _Optional[bool] = ..., seed: _Optional[int] = ..., steps_per_report: _Optional[int] = ..., steps_per_eval: _Optional[int] = ..., steps_per_checkpoint: _Optional[int] = ..., grad_checkpoint: _Optional[bool] = ..., rank_pattern: _Optional[_Mapping[str, int]] = ..., budget_like: _Optional[str] = ..., loss_chunk: _Optional[int] = ..., optimizer: _Optional[str] = ..., weight_decay: _Optional[float] = ..., lr_schedule: _Optional[str] = ..., lr_end: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., clip_norm: _Optional[float] = ..., patience: _Optional[int] = ..., keep_best: _Optional[bool] = ..., method: _Optional[str] = ..., rslora: _Optional[bool] = ..., loraplus_ratio: _Optional[float] = ..., pack_length: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., objective: _Optional[str] = ..., beta: _Optional[float] = ..., qat_bits: _Optional[int] = ..., retokenize: _Optional[bool] = ..., init: _Optional[str] = ..., compute_dtype: _Optional[str] = ...) -> None: ...
 
 class TrainingProgress(_message.Message):
     __slots__ = ("step", "total_steps", "train_loss", "valid_loss", "tokens_per_second", "trained_tokens", "seconds_left", "peak_memory_bytes", "learning_rate")
