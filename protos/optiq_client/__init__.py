@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from optiq_client.types import (
         Adapter,
         AdapterChange,
+        AdapterModule,
         AdapterVersion,
         Base,
         BatchStats,
@@ -119,6 +120,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "Adapter",
     "AdapterChange",
+    "AdapterModule",
     "AdapterState",
     "AdapterVersion",
     "AlreadyExists",

@@ -61,6 +61,16 @@ class AsyncAdapters:
             if not (token := page.next_token):
                 return found
 
+    async def modules(self, adapter: str, *, timeout: float | None = None) -> builtins.list[t.AdapterModule]:
+        """The modules that the served version changes, ordered by path."""
+        found: list[t.AdapterModule] = []
+        token = ""
+        while True:
+            page = await self._client.run(calls.list_modules(self._client.tenant, adapter, token), timeout)
+            found += page.items
+            if not (token := page.next_token):
+                return found
+
     async def rollback(
         self, adapter: str, version: str = "-1", *, etag: str = "", timeout: float | None = None
     ) -> t.Adapter:

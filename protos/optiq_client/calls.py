@@ -266,6 +266,18 @@ def list_versions(tenant: str, adapter: str, page_token: str) -> Call[Page[t.Ada
     )
 
 
+def list_modules(tenant: str, adapter: str, page_token: str) -> Call[Page[t.AdapterModule]]:
+    """AdapterService.ListAdapterModules, one page."""
+    return Call(
+        "/optiq.v1.AdapterService/ListAdapterModules",
+        adapter_pb2.ListAdapterModulesRequest(
+            parent=adapter_name(tenant, adapter), page_size=PAGE_SIZE, page_token=page_token
+        ),
+        adapter_pb2.ListAdapterModulesResponse,
+        lambda r: Page([t.AdapterModule(m.path, m.rank, m.scale) for m in r.modules], r.next_page_token),
+    )
+
+
 def rollback_adapter(tenant: str, adapter: str, version: str, etag: str) -> Call[t.Adapter]:
     """AdapterService.RollbackAdapter."""
     request = adapter_pb2.RollbackAdapterRequest(name=adapter_name(tenant, adapter), version=version, etag=etag)

@@ -60,6 +60,16 @@ class Adapters:
             if not (token := page.next_token):
                 return found
 
+    def modules(self, adapter: str, *, timeout: float | None = None) -> builtins.list[t.AdapterModule]:
+        """The modules that the served version changes, ordered by path."""
+        found: list[t.AdapterModule] = []
+        token = ""
+        while True:
+            page = self._client.run(calls.list_modules(self._client.tenant, adapter, token), timeout)
+            found += page.items
+            if not (token := page.next_token):
+                return found
+
     def rollback(self, adapter: str, version: str = "-1", *, etag: str = "", timeout: float | None = None) -> t.Adapter:
         """Point the name to a kept version: a digest or its beginning, ``v3``, or ``-1`` for the one before."""
         return self._client.run(calls.rollback_adapter(self._client.tenant, adapter, version, etag), timeout)

@@ -186,6 +186,15 @@ class AdapterVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterModule:
+    """What an adapter changes in one module of the base; ``path`` is dotted, ``scale`` a factor on the product."""
+
+    path: str
+    rank: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterChange:
     """One message of an adapter watch; ``adapter`` is None at LIST_END."""
 

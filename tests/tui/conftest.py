@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from optiq_tui.app import OptiqApp
+from optiq_tui.settings import Settings
 from tests.tui import scene
 from tests.tui.fake_daemon import FakeDaemon
 
@@ -42,9 +43,9 @@ async def daemon() -> AsyncIterator[FakeDaemon]:
     await made.stop()
 
 
-def make_app(*, readonly: bool = False) -> OptiqApp:
+def make_app(*, readonly: bool = False, settings: Settings | None = None) -> OptiqApp:
     """The dashboard with a frozen clock and quick retries."""
-    return OptiqApp(ADDRESS, readonly=readonly, now=lambda: scene.NOW, retry_delays=(0.2,))
+    return OptiqApp(ADDRESS, readonly=readonly, settings=settings, now=lambda: scene.NOW, retry_delays=(0.2,))
 
 
 async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:

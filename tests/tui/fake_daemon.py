@@ -24,11 +24,14 @@ from optiq_protos.v1 import (
     event_pb2_grpc,
     generation_pb2,
     generation_pb2_grpc,
+    route_pb2_grpc,
     runtime_pb2,
     runtime_pb2_grpc,
+    tenant_pb2_grpc,
     training_pb2,
     training_pb2_grpc,
 )
+from tests.tui.fake_routing import FakeRoutes, FakeTenants
 
 T = TypeVar("T")
 ENDED = {
@@ -77,7 +80,7 @@ class FakeDaemon(
     event_pb2_grpc.EventServiceServicer,
     generation_pb2_grpc.GenerationServiceServicer,
 ):
-    """All five services over plain dictionaries. Setters push to the open watches."""
+    """All services over plain dictionaries. Setters push to the open watches."""
 
     def __init__(self) -> None:
         self.status = runtime_pb2.RuntimeStatus()
@@ -86,10 +89,19 @@ class FakeDaemon(
         self.progress: dict[str, list[training_pb2.TrainingProgress]] = {}
         self.events: list[event_pb2.Event] = []
         self.reply = ["X", "I", "I"]
+        self.replies: dict[str, list[str]] = {}
         self.piece_delay = 0.0
         self.calls: list[Any] = []
         self.cancelled_generations = 0
         self.fail_next_get_status = 0
+        self.refuse_token = False
+        # Statuses that a new watch gets before the present one: what sparklines are made of.
+        self.past: list[runtime_pb2.RuntimeStatus] = []
+        self.versions: dict[str, list[adapter_pb2.AdapterVersion]] = {}
+        self.ranks: dict[str, int] = {}
+        self.plan: training_pb2.TrainingPlan | None = None
+        self.routing = FakeRoutes()
+        self.tenancy = FakeTenants()
         self._adapter_changes = Broadcast()
         self._job_changes = Broadcast()
         self._event_feed = Broadcast()
@@ -106,6 +118,8 @@ class FakeDaemon(
         runtime_pb2_grpc.add_RuntimeServiceServicer_to_server(self, server)
         event_pb2_grpc.add_EventServiceServicer_to_server(self, server)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(self, server)
+        route_pb2_grpc.add_RouteServiceServicer_to_server(self.routing, server)
+        tenant_pb2_grpc.add_TenantServiceServicer_to_server(self.tenancy, server)
         self.health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         await self.health.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -214,6 +228,34 @@ class FakeDaemon(
         adapter = await self._set_state(request, context, adapter_pb2.ADAPTER_STATE_AVAILABLE)
         return adapter_pb2.UnloadAdapterResponse(adapter=adapter)
 
+    async def _change(self, request: Any, context: Any, **values: Any) -> adapter_pb2.Adapter:
+        self.calls.append(request)
+        adapter = adapter_pb2.Adapter()
+        adapter.CopyFrom(await self._adapter(request.name, context))
+        for field, value in values.items():
+            setattr(adapter, field, value)
+        self.put_adapter(adapter)
+        return adapter
+
+    async def PinAdapter(self, request: Any, context: Any) -> Any:
+        return adapter_pb2.PinAdapterResponse(adapter=await self._change(request, context, pinned=True))
+
+    async def UnpinAdapter(self, request: Any, context: Any) -> Any:
+        return adapter_pb2.UnpinAdapterResponse(adapter=await self._change(request, context, pinned=False))
+
+    async def RollbackAdapter(self, request: Any, context: Any) -> Any:
+        number = int(request.version.removeprefix("v"))
+        return adapter_pb2.RollbackAdapterResponse(adapter=await self._change(request, context, version=number))
+
+    async def ListAdapterVersions(self, request: Any, context: Any) -> Any:
+        await self._adapter(request.parent, context)
+        return adapter_pb2.ListAdapterVersionsResponse(versions=self.versions.get(request.parent, []))
+
+    async def ListAdapterModules(self, request: Any, context: Any) -> Any:
+        await self._adapter(request.parent, context)
+        modules = [adapter_pb2.AdapterModule(path=path, rank=rank, scale=20) for path, rank in self.ranks.items()]
+        return adapter_pb2.ListAdapterModulesResponse(modules=modules)
+
     async def WatchAdapters(self, request: Any, context: Any) -> AsyncIterator[Any]:
         kinds = adapter_pb2.WatchAdaptersResponse
         first = [kinds(type=kinds.CHANGE_TYPE_LISTED, adapter=a) for a in self.adapters.values()]
@@ -238,6 +280,12 @@ class FakeDaemon(
         )
         self.put_job(job)
         return training_pb2.CreateTrainingJobResponse(job=job)
+
+    async def PlanTrainingJob(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        if self.plan is None:
+            await fail(context, code_pb2.FAILED_PRECONDITION, "the engine is not serving", "ENGINE_RESTARTING")
+        return training_pb2.PlanTrainingJobResponse(plan=self.plan)
 
     async def GetTrainingJob(self, request: Any, context: Any) -> Any:
         return training_pb2.GetTrainingJobResponse(job=await self._job(request.name, context))
@@ -276,6 +324,8 @@ class FakeDaemon(
     # RuntimeService and EventService
 
     async def GetStatus(self, request: Any, context: Any) -> Any:
+        if self.refuse_token:
+            await fail(context, code_pb2.UNAUTHENTICATED, "the token is not known", "TOKEN_UNKNOWN")
         if self.fail_next_get_status:
             self.fail_next_get_status -= 1
             retry = error_details_pb2.RetryInfo()
@@ -285,7 +335,7 @@ class FakeDaemon(
 
     async def WatchTelemetry(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """The status now, then each one that a test sets: no clock, so that snapshots repeat."""
-        async for status in self._status_feed.receive([self.status]):
+        async for status in self._status_feed.receive([*self.past, self.status]):
             yield runtime_pb2.WatchTelemetryResponse(status=status)
 
     async def WatchEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -300,6 +350,8 @@ class FakeDaemon(
 
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.calls.append(request)
+        asked = request.adapter or "+".join(part.name for part in request.adapters) or "base"
+        reply = self.replies.get(asked, self.reply)
         name = f"{request.parent}/adapters/{request.adapter}" if request.adapter else ""
         if name and name not in self.adapters:
             await fail(context, code_pb2.NOT_FOUND, f"no adapter {name}", "ADAPTER_NOT_FOUND")
@@ -317,7 +369,7 @@ class FakeDaemon(
             )
         )
         try:
-            for index, piece in enumerate(self.reply):
+            for index, piece in enumerate(reply):
                 yield event(chunk=generation_pb2.Chunk(text=piece, token_ids=[index]))
                 await asyncio.sleep(self.piece_delay)
         except asyncio.CancelledError:
@@ -326,7 +378,7 @@ class FakeDaemon(
         yield event(
             finished=generation_pb2.Finished(
                 reason=generation_pb2.FINISH_REASON_STOP,
-                usage=generation_pb2.Usage(prompt_tokens=12, completion_tokens=len(self.reply), cached_tokens=4),
+                usage=generation_pb2.Usage(prompt_tokens=12, completion_tokens=len(reply), cached_tokens=4),
                 timings=generation_pb2.Timings(time_to_first_token_ms=41.5, tokens_per_second=33.25),
                 batch=generation_pb2.BatchStats(max_rows=4, max_adapters=3, steps=3),
             )

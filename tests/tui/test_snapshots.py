@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from textual.pilot import Pilot
 
+from optiq_tui.settings import Settings
 from tests.tui import scene
 from tests.tui.conftest import ADDRESS, make_app, until
 from tests.tui.fake_daemon import FakeDaemonThread
+from tests.tui.steps import STEPS, Step, app_of, settled
 
-SIZES = [(80, 24), (200, 60)]
-Before = Callable[[Pilot[None]], Awaitable[None]]
+IDS = [f"{width}x{height}" for width, height in scene.SIZES]
 
 
 @pytest.fixture
@@ -31,72 +32,85 @@ def daemon(empty: FakeDaemonThread) -> FakeDaemonThread:
     return empty
 
 
-def busy(*keys: str, then: Callable[[], None] | None = None) -> Before:
-    """Wait for the whole scene, press keys, and let something happen."""
+def after(step: Step) -> Step:
+    """Wait for the whole scene first."""
 
     async def run(pilot: Pilot[None]) -> None:
-        app: Any = pilot.app
-        await until(lambda: app.dashboard.jobs.table.row_count == 4 and app.dashboard.events.table.row_count == 9)
-        await until(lambda: len(app.connection.feed.curves.get("tenants/default/jobs/units-0004", ())) == 38)
-        await until(lambda: app.dashboard.adapters.table.row_count == 5)
-        await until(lambda: app.dashboard.requests.table.row_count == 6)
-        await pilot.press(*keys)
-        if then is not None:
-            then()
-            await until(lambda: app.dashboard.has_class("-stale"))
-        await pilot.pause(0.4)
+        await settled(pilot)
+        await step(pilot)
+
+    return run
+
+
+def keys(*pressed: str) -> Step:
+    """Press keys."""
+
+    async def run(pilot: Pilot[None]) -> None:
+        await pilot.press(*pressed)
+        await pilot.pause(0.3)
 
     return run
 
 
 async def idle(pilot: Pilot[None]) -> None:
     """Wait for the empty daemon."""
-    app: Any = pilot.app
-    await until(lambda: app.connection.feed.status is not None and app.dashboard.jobs.has_class("-empty"))
-    await until(lambda: app.dashboard.adapters.has_class("-empty"))
-    await pilot.pause(0.4)
+    await until(lambda: app_of(pilot).view.known)
+    await pilot.pause(0.5)
 
 
 async def nobody(pilot: Pilot[None]) -> None:
     """Wait for the first failed try."""
-    app: Any = pilot.app
-    await until(lambda: "optiq serve" in str(app.dashboard.welcome.render()))
+    await until(lambda: app_of(pilot).screen.has_class("-welcome") and bool(app_of(pilot).view.link.detail))
+    await pilot.pause(0.2)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=["80x24", "200x60"])
-def test_adapters(snap_compare: Any, daemon: FakeDaemonThread, size: tuple[int, int]) -> None:
-    assert snap_compare(make_app(), terminal_size=size, run_before=busy("down"))
+@pytest.mark.parametrize("size", scene.SIZES, ids=IDS)
+@pytest.mark.parametrize("name", list(STEPS))
+def test_screen(snap_compare: Any, daemon: FakeDaemonThread, name: str, size: tuple[int, int]) -> None:
+    assert snap_compare(make_app(), terminal_size=size, run_before=after(STEPS[name]))
 
 
-@pytest.mark.parametrize("size", SIZES, ids=["80x24", "200x60"])
-def test_jobs(snap_compare: Any, daemon: FakeDaemonThread, size: tuple[int, int]) -> None:
-    assert snap_compare(make_app(), terminal_size=size, run_before=busy("2"))
+@pytest.mark.parametrize("key", ["1", "2", "3", "4", "5"])
+def test_first_run(snap_compare: Any, empty: FakeDaemonThread, key: str) -> None:
+    async def step(pilot: Pilot[None]) -> None:
+        await idle(pilot)
+        await keys(key)(pilot)
 
-
-def test_requests(snap_compare: Any, daemon: FakeDaemonThread) -> None:
-    assert snap_compare(make_app(), terminal_size=(80, 24), run_before=busy("3"))
-
-
-def test_events(snap_compare: Any, daemon: FakeDaemonThread) -> None:
-    assert snap_compare(make_app(), terminal_size=(80, 24), run_before=busy("4"))
-
-
-def test_confirm(snap_compare: Any, daemon: FakeDaemonThread) -> None:
-    assert snap_compare(make_app(), terminal_size=(80, 24), run_before=busy("2", "x"))
-
-
-@pytest.mark.parametrize("size", SIZES, ids=["80x24", "200x60"])
-def test_first_run(snap_compare: Any, empty: FakeDaemonThread, size: tuple[int, int]) -> None:
-    assert snap_compare(make_app(), terminal_size=size, run_before=idle)
+    assert snap_compare(make_app(), terminal_size=(80, 24), run_before=step)
 
 
 def test_no_daemon(snap_compare: Any) -> None:
     assert snap_compare(make_app(), terminal_size=(80, 24), run_before=nobody)
 
 
+def test_refused(snap_compare: Any, daemon: FakeDaemonThread) -> None:
+    daemon.daemon.refuse_token = True
+    assert snap_compare(make_app(), terminal_size=(80, 24), run_before=nobody)
+
+
 def test_daemon_lost(snap_compare: Any, daemon: FakeDaemonThread) -> None:
-    assert snap_compare(make_app(), terminal_size=(80, 24), run_before=busy(then=daemon.stop))
+    async def step(pilot: Pilot[None]) -> None:
+        daemon.stop()
+        await until(lambda: app_of(pilot).screen.has_class("-stale"))
+        await pilot.pause(0.3)
+
+    assert snap_compare(make_app(), terminal_size=(80, 24), run_before=after(step))
+
+
+def test_light_and_compact(snap_compare: Any, daemon: FakeDaemonThread) -> None:
+    app = make_app(settings=Settings(theme="optiq-light", compact=True))
+    assert snap_compare(app, terminal_size=(80, 24), run_before=after(keys("2")))
+
+
+def test_without_colours(snap_compare: Any, daemon: FakeDaemonThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert snap_compare(make_app(), terminal_size=(80, 24), run_before=after(keys("3")))
+
+
+def test_help(snap_compare: Any, daemon: FakeDaemonThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTIQ_TUI_CONFIG", "tui.toml")
+    assert snap_compare(make_app(), terminal_size=(80, 24), run_before=after(keys("4", "question_mark")))
 
 
 def test_too_small(snap_compare: Any, daemon: FakeDaemonThread) -> None:
-    assert snap_compare(make_app(), terminal_size=(60, 20), run_before=busy())
+    assert snap_compare(make_app(), terminal_size=(60, 20), run_before=after(keys("1")))

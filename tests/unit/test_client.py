@@ -60,8 +60,8 @@ from tests.tui import scene
 from tests.tui.fake_daemon import FakeDaemonThread
 
 PUBLIC = """
-Adapter AdapterChange AdapterState AdapterVersion AlreadyExists AsyncClient AsyncGeneration AsyncStream Base
-BatchStats Cancelled ChangeType Chunk Client ConnectionFailed CredentialsError DeadlineExceeded Device Engine
+Adapter AdapterChange AdapterModule AdapterState AdapterVersion AlreadyExists AsyncClient AsyncGeneration AsyncStream
+Base BatchStats Cancelled ChangeType Chunk Client ConnectionFailed CredentialsError DeadlineExceeded Device Engine
 EngineState Event FailedPrecondition FinishReason Finished Generation GenerationEvent HealthStatus InvalidRequest Job
 JobSchedule JobState JobUpdate JobWait LiveRequest Message NotFound OptiqClientError PermissionDenied Progress
 QuarantineReason Queued
@@ -159,6 +159,7 @@ def test_every_wire_field_arrives(client: Client) -> None:
     """A field that the protos gain and the types do not is noticed here."""
     pairs = (
         (adapter_pb2.Adapter, optiq_client.Adapter),
+        (adapter_pb2.AdapterModule, optiq_client.AdapterModule),
         (adapter_pb2.AdapterVersion, optiq_client.AdapterVersion),
         (adapter_pb2.QuarantineReason, optiq_client.QuarantineReason),
         (training_pb2.TrainingJob, optiq_client.Job),

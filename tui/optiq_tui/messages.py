@@ -1,65 +1,81 @@
-"""What the connection tells the screen. Every message carries a whole picture, so the newest one is enough."""
+"""Messages of the dashboard: the connection tells what changed, screens tell what a person wants."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, field
 
 from textual.message import Message
 
-from optiq_client import Adapter, Event, Job, Progress, Status
-
-
-class Link(Enum):
-    """State of the connection to the daemon."""
-
-    CONNECTING = "connecting"
-    CONNECTED = "connected"
-    LOST = "lost"
+from optiq_client import TrainingConfig
+from optiq_tui.view import Part, View
 
 
 @dataclass
-class LinkChanged(Message):
-    """The connection came up, or went away.
+class ViewChanged(Message):
+    """There is a newer view; ``parts`` differ from the one before."""
+
+    view: View
+    parts: frozenset[Part]
+
+
+class Retry(Message):
+    """Connect, or read everything again, now."""
+
+
+@dataclass
+class Act(Message):
+    """Do ``verb`` (see :mod:`optiq_tui.actions`) to the resource ``name``."""
+
+    verb: str
+    name: str
+    argument: str = ""
+
+
+@dataclass
+class Look(Message):
+    """What a screen looks at; the connection reads what that needs and nothing else.
 
     Attributes:
-        link: its state.
-        address: what is dialled.
-        detail: what went wrong, one line; empty if nothing.
-        retry_in: seconds until the next try, for LOST.
+        routing: routes and tenants.
+        route: name of the route whose decisions and shadow answers are shown.
+        adapter: name of the adapter whose versions and ranks are shown.
+        jobs: names of the jobs whose curves are drawn.
     """
 
-    link: Link
-    address: str
-    detail: str = ""
-    retry_in: float = 0.0
+    routing: bool = False
+    route: str = ""
+    adapter: str = ""
+    jobs: tuple[str, ...] = ()
 
 
 @dataclass
-class StatusArrived(Message):
-    """The daemon's status."""
+class PlanWanted(Message):
+    """Plan this job; None drops the plan."""
 
-    status: Status
-
-
-@dataclass
-class AdaptersArrived(Message):
-    """All adapters of the tenant, by name."""
-
-    adapters: tuple[Adapter, ...]
+    config: TrainingConfig | None
 
 
 @dataclass
-class JobsArrived(Message):
-    """All jobs of the tenant, newest first, and the progress of those that are watched."""
+class SubmitWanted(Message):
+    """Queue this job."""
 
-    jobs: tuple[Job, ...]
-    curves: Mapping[str, tuple[Progress, ...]]
+    adapter_id: str
+    config: TrainingConfig
+
+
+@dataclass(frozen=True)
+class LaneWanted:
+    """One answer to ask for; ``adapters`` maps adapters to weights, empty for the base."""
+
+    title: str
+    adapters: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
-class EventsArrived(Message):
-    """The last events, oldest first."""
+class PlayWanted(Message):
+    """Ask for these answers at once, so that they share forward passes; no lanes stops those that run."""
 
-    events: tuple[Event, ...]
+    prompt: str
+    lanes: tuple[LaneWanted, ...]
+    max_tokens: int = 0
+    temperature: float | None = None

@@ -18,7 +18,7 @@ SUMMARIES = {
     "serve": "Run the daemon in this terminal until Ctrl-C.",
     "daemon": "Start, stop and look at a daemon in the background.",
     "demo": "Run the whole loop in a temporary home.",
-    "tui": "Watch adapters, jobs and requests in a dashboard.",
+    "tui": "Watch and steer adapters, requests, jobs and routes in a dashboard.",
     "ps": "Show the base, the engine, resident adapters and live requests.",
     "generate": "Generate text with an adapter.",
     "call": "Call SERVICE/METHOD with a REQUEST in JSON, or list the methods.",

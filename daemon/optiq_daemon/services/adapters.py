@@ -225,6 +225,26 @@ class AdapterService(adapter_pb2_grpc.AdapterServiceServicer):
             versions=[convert.adapter_version(self._registry, version) for version in page], next_page_token=more
         )
 
+    async def ListAdapterModules(
+        self, request: adapter_pb2.ListAdapterModulesRequest, _: Any
+    ) -> adapter_pb2.ListAdapterModulesResponse:
+        """A page, ordered by path, read from the version's headers."""
+        key = parse_adapter(request.parent, "parent")
+        record = self._registry.record(key)
+        if not record.digest:
+            raise not_served(record, self._registry.state(key))
+        size = convert.page_size(request.page_size)
+        scope = f"modules/{key.name}/{record.digest}"
+        cursor = convert.page_cursor(scope, request.page_token, tuple[str])
+        with self._registry.residency.lease(record.digest):
+            manifest = await asyncio.to_thread(read_manifest, self._registry.blobs.path(record.digest))
+        modules = [m for m in manifest.modules if cursor is None or m.path > cursor[0]]
+        page = modules[:size]
+        return adapter_pb2.ListAdapterModulesResponse(
+            modules=[adapter_pb2.AdapterModule(path=m.path, rank=m.rank, scale=m.scale) for m in page],
+            next_page_token=convert.page_token(scope, [page[-1].path]) if len(modules) > size else "",
+        )
+
     async def RollbackAdapter(
         self, request: adapter_pb2.RollbackAdapterRequest, _: Any
     ) -> adapter_pb2.RollbackAdapterResponse:

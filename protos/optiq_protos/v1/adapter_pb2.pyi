@@ -136,6 +136,16 @@ class AdapterVersion(_message.Message):
     active_leases: int
     def __init__(self, number: _Optional[int] = ..., digest: _Optional[str] = ..., current: _Optional[bool] = ..., origin: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., format: _Optional[str] = ..., kind: _Optional[str] = ..., min_rank: _Optional[int] = ..., max_rank: _Optional[int] = ..., parameter_count: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., active_leases: _Optional[int] = ...) -> None: ...
 
+class AdapterModule(_message.Message):
+    __slots__ = ("path", "rank", "scale")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    rank: int
+    scale: float
+    def __init__(self, path: _Optional[str] = ..., rank: _Optional[int] = ..., scale: _Optional[float] = ...) -> None: ...
+
 class ListAdaptersRequest(_message.Message):
     __slots__ = ("parent", "page_size", "page_token")
     PARENT_FIELD_NUMBER: _ClassVar[int]
@@ -365,6 +375,24 @@ class ListAdapterVersionsResponse(_message.Message):
     versions: _containers.RepeatedCompositeFieldContainer[AdapterVersion]
     next_page_token: str
     def __init__(self, versions: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ListAdapterModulesRequest(_message.Message):
+    __slots__ = ("parent", "page_size", "page_token")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    page_size: int
+    page_token: str
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListAdapterModulesResponse(_message.Message):
+    __slots__ = ("modules", "next_page_token")
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    modules: _containers.RepeatedCompositeFieldContainer[AdapterModule]
+    next_page_token: str
+    def __init__(self, modules: _Optional[_Iterable[_Union[AdapterModule, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class RollbackAdapterRequest(_message.Message):
     __slots__ = ("name", "version", "etag")

@@ -100,6 +100,11 @@ class AdapterServiceStub:
                 request_serializer=optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterVersionsRequest.SerializeToString,
                 response_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterVersionsResponse.FromString,
                 _registered_method=True)
+        self.ListAdapterModules = channel.unary_unary(
+                '/optiq.v1.AdapterService/ListAdapterModules',
+                request_serializer=optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterModulesRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterModulesResponse.FromString,
+                _registered_method=True)
         self.RollbackAdapter = channel.unary_unary(
                 '/optiq.v1.AdapterService/RollbackAdapter',
                 request_serializer=optiq__protos_dot_v1_dot_adapter__pb2.RollbackAdapterRequest.SerializeToString,
@@ -206,6 +211,13 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAdapterModules(self, request, context):
+        """The modules that the served version changes, ordered by path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RollbackAdapter(self, request, context):
         """Points the name to a kept version. The folder is not changed; its content is published again when it changes.
         """
@@ -287,6 +299,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.ListAdapterVersions,
                     request_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterVersionsRequest.FromString,
                     response_serializer=optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterVersionsResponse.SerializeToString,
+            ),
+            'ListAdapterModules': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapterModules,
+                    request_deserializer=optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterModulesRequest.FromString,
+                    response_serializer=optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterModulesResponse.SerializeToString,
             ),
             'RollbackAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.RollbackAdapter,
@@ -651,6 +668,33 @@ class AdapterService:
             '/optiq.v1.AdapterService/ListAdapterVersions',
             optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterVersionsRequest.SerializeToString,
             optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdapterModules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optiq.v1.AdapterService/ListAdapterModules',
+            optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterModulesRequest.SerializeToString,
+            optiq__protos_dot_v1_dot_adapter__pb2.ListAdapterModulesResponse.FromString,
             options,
             channel_credentials,
             insecure,

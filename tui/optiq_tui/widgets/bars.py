@@ -4,51 +4,69 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from textual.widgets import Static
+from textual.content import Content
 
-from optiq_client import Status, humanize
-from optiq_tui.messages import Link, LinkChanged
+from optiq_client import humanize
+from optiq_tui.view import Link, View
+from optiq_tui.widgets.words import Words
 
-PANELS = {"adapters": "Adapters", "jobs": "Jobs", "requests": "Requests", "events": "Events"}
+MARKS = {
+    Link.CONNECTED: ("●", "$text-success"),
+    Link.CONNECTING: ("◌", "$text-muted"),
+    Link.LOST: ("✖", "$text-warning"),
+    Link.REFUSED: ("⊘", "$text-error"),
+}
 
 
-class TabStrip(Static):
-    """Names of the panels, where only one of them has room."""
+class TabStrip(Words):
+    """Names of the screens; a click goes there.
 
-    def show(self, active: str) -> None:
-        """Mark the active panel."""
+    Args:
+        active: name of the screen that it is on.
+    """
+
+    def __init__(self, active: str) -> None:
+        super().__init__(id="tabs")
+        self._active = active
+
+    def show(self, view: View, readonly: bool) -> None:
+        """Mark the active screen, and whether what it shows is live."""
+        from optiq_tui.screens import BOARDS
+
         parts = []
-        for number, (name, title) in enumerate(PANELS.items(), start=1):
-            style = "[b reverse]" if name == active else "[dim]"
-            parts.append(f"[@click=screen.panel('{name}')]{style} {number} {title} [/][/]")
-        self.update(" ".join(parts))
+        for number, name in enumerate(BOARDS, start=1):
+            style = "b reverse" if name == self._active else "dim"
+            parts.append(f"[@click=app.go('{name}')][{style}] {number} {name.title()} [/][/]")
+        mark, tone = MARKS[view.link.link]
+        self.update(Content.from_markup("".join(parts) + f"  [{tone}]{mark}[/]" + (" [dim]ro[/]" if readonly else "")))
 
 
-class LinkBar(Static):
+class LinkBar(Words):
     """Says whether what is shown is live."""
 
-    def show(self, change: LinkChanged, status: Status | None, seen: datetime | None, now: datetime) -> None:
-        """Show the connection's state.
+    def __init__(self) -> None:
+        super().__init__(id="link")
 
-        Args:
-            change: the state.
-            status: last known status.
-            seen: when it was current.
-            now: for the daemon's age.
-        """
-        self.set_class(change.link is Link.LOST, "-lost")
-        self.set_class(change.link is Link.CONNECTED, "-connected")
-        if change.link is Link.CONNECTED:
+    def show(self, view: View, now: datetime) -> None:
+        """Show the connection's state; ``now`` is for the daemon's age."""
+        link, status = view.link, view.status
+        self.set_class(link.link in {Link.LOST, Link.REFUSED}, "-lost")
+        self.set_class(link.link is Link.CONNECTED, "-connected")
+        again = f"trying again in {link.retry_in:g} s · r tries now"
+        if link.link is Link.CONNECTED:
             up = f" · up {humanize.since(status.start_time, now)}" if status and status.start_time else ""
-            self.update(f"● connected{up} · {_short(change.address)}")
-        elif change.link is Link.CONNECTING:
-            self.update(f"◌ connecting to {_short(change.address)}")
-        elif seen is None:
-            self.update(f"✖ no daemon · trying again in {change.retry_in:g} s · r tries now")
+            version = f" · optiq {status.version}" if status else ""
+            self.update(f"● connected{up}{version} · {_short(link.address)}")
+        elif link.link is Link.CONNECTING:
+            self.update(f"◌ connecting to {_short(link.address)}")
+        elif link.link is Link.REFUSED:
+            self.update(f"⊘ token refused · {again}")
+        elif view.seen is None:
+            self.update(f"✖ no daemon · {again}")
         else:
-            self.update(f"✖ daemon lost · as of {seen:%H:%M:%S} · trying again in {change.retry_in:g} s · r tries now")
+            self.update(f"✖ daemon lost · as of {view.seen:%H:%M:%S} · {again}")
 
 
 def _short(address: str) -> str:
     """An address that fits a line of 80."""
-    return address if len(address) <= 48 else f"…{address[-47:]}"
+    return address if len(address) <= 36 else f"…{address[-35:]}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from rich.text import Text
+from textual.widget import Widget
 
 from optiq_client import AdapterState, EngineState, JobState
 
@@ -49,6 +52,16 @@ class Tones:
 
     def __init__(self, variables: dict[str, str]) -> None:
         self._variables = variables
+
+    @classmethod
+    def of(cls, widget: Widget) -> Self:
+        """The colours of a widget's theme."""
+        return cls(widget.app.theme_variables)
+
+    def colour(self, name: str) -> str:
+        """A theme colour, or the foreground where the theme has no fixed one of that name."""
+        value = self._variables.get(name, "")
+        return value if value.startswith("#") else self._variables.get("foreground", "#808080")
 
     def style(self, name: str) -> str:
         """A rich style; names that the theme only knows as ``auto`` are drawn dim."""

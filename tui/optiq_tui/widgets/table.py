@@ -1,0 +1,320 @@
+"""A table of any number of rows that draws only those in sight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from rich.style import Style
+from rich.text import Text
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.reactive import reactive
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+R = TypeVar("R")
+
+GAP = 2
+
+
+@dataclass(frozen=True)
+class Column(Generic[R]):
+    """One column.
+
+    Attributes:
+        title: heading.
+        cell: what a row shows.
+        width: cells that it takes; the least if ``flex``.
+        flex: share of what is left over; 0 for none.
+        right: aligned to the right.
+        drop: where the columns do not fit, the highest go first; 0 stays.
+        sort: what a row is sorted by; None if it cannot be.
+    """
+
+    title: str
+    cell: Callable[[R], Text | str]
+    width: int
+    flex: int = 0
+    right: bool = False
+    drop: int = 0
+    sort: Callable[[R], Any] | None = None
+
+
+class Table(ScrollView, Generic[R], can_focus=True):
+    """Rows by key, with a cursor that stays on its row when the list changes.
+
+    Args:
+        columns: from left to right.
+        key: what tells rows apart.
+        id: widget id.
+        log: new rows come in at the top; a cursor that is there stays there.
+        empty: what to say where there is no row.
+    """
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"table--header", "table--cursor", "table--hover", "table--empty"}
+    HELP = (
+        "A table. The arrow keys move the cursor, page up and page down go by pages, `s` sorts by the next column and "
+        "`S` turns the order round; a click on a heading does both. What can be done to the row under the cursor is "
+        "in the last line."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "move(-1)", "Up", show=False, id="table.up", tooltip="One row up"),
+        Binding("down,j", "move(1)", "Down", show=False, id="table.down", tooltip="One row down"),
+        Binding("pageup", "page(-1)", "Page up", show=False, id="table.page_up", tooltip="One page up"),
+        Binding("pagedown", "page(1)", "Page down", show=False, id="table.page_down", tooltip="One page down"),
+        Binding("home", "jump(0)", "Top", show=False, id="table.top", tooltip="First row"),
+        Binding("end", "jump(-1)", "Bottom", show=False, id="table.bottom", tooltip="Last row"),
+        Binding("s", "sort(1)", "Sort", show=False, id="table.sort", tooltip="Sort by the next column"),
+        Binding("S", "turn", "Order", show=False, id="table.order", tooltip="Turn the order round"),
+    ]
+
+    class Highlighted(Message):
+        """Another row is under the cursor, or the one that is there has changed.
+
+        Attributes:
+            table: which table.
+            row: the row; None if there is none.
+        """
+
+        def __init__(self, table: Table[Any], row: object | None) -> None:
+            super().__init__()
+            self.table = table
+            self.row = row
+
+        @property
+        def control(self) -> Table[Any]:
+            """The table, for ``on(…, selector)``."""
+            return self.table
+
+    hovered: reactive[int] = reactive(-1)
+
+    def __init__(
+        self,
+        columns: Sequence[Column[R]],
+        key: Callable[[R], str],
+        *,
+        id: str,
+        log: bool = False,
+        empty: str | Text = "",
+    ) -> None:
+        super().__init__(id=id)
+        self.columns = tuple(columns)
+        self.empty_text = empty if isinstance(empty, Text) else Text(empty)
+        self._key = key
+        self._log = log
+        self._given: Sequence[R] = ()
+        self._rows: Sequence[R] = ()
+        self._index: dict[str, int] = {}
+        self._cursor = 0
+        self._sorted_by: int | None = None
+        self._descending = False
+
+    # Rows
+
+    @property
+    def rows(self) -> Sequence[R]:
+        """The rows in the order that they are shown in."""
+        return self._rows
+
+    @property
+    def row_count(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
+
+    @property
+    def selected(self) -> R | None:
+        """The row under the cursor."""
+        return self._rows[self._cursor] if 0 <= self._cursor < len(self._rows) else None
+
+    def show(self, rows: Sequence[R]) -> None:
+        """Show these rows; the cursor stays on its row if that is still there."""
+        at_top = self._log and self._cursor == 0
+        before = self.selected
+        self._given = rows
+        self._order()
+        if before is not None and not at_top:
+            found = self._index.get(self._key(before))
+            if found is not None and found != self._cursor:
+                self.scroll_to(y=self.scroll_offset.y + found - self._cursor, animate=False)
+                self._cursor = found
+        self._cursor = max(0, min(self._cursor, len(rows) - 1))
+        self._resized()
+        if self.selected is not before:
+            self.post_message(self.Highlighted(self, self.selected))
+
+    def select(self, key: str) -> None:
+        """Put the cursor on a row, if there is one of this key."""
+        if key in self._index:
+            self._move_to(self._index[key])
+
+    def sort_by(self, title: str | None, *, descending: bool = False) -> None:
+        """Sort by a column from now on; None keeps the order that the rows are given in."""
+        titles = [column.title for column in self.columns]
+        self._sorted_by = None if title is None else titles.index(title)
+        self._descending = descending
+        self.show(self._given)
+
+    def _order(self) -> None:
+        rows = self._given
+        sort = None if self._sorted_by is None else self.columns[self._sorted_by].sort
+        self._rows = sorted(rows, key=sort, reverse=self._descending) if sort else rows
+        self._index = {self._key(row): index for index, row in enumerate(self._rows)}
+
+    def _resized(self) -> None:
+        self.virtual_size = Size(self.size.width, len(self._rows) + 1)
+        self.refresh()
+
+    # Drawing
+
+    def on_resize(self) -> None:
+        """Lay the columns out again."""
+        self._resized()
+        self._show_cursor()
+
+    def widths(self) -> list[tuple[int, int]]:
+        """Indices of the columns that fit, with their widths."""
+        room = max(0, self.scrollable_content_region.width)
+        shown = list(range(len(self.columns)))
+        while self._taken(shown) > room and any(self.columns[i].drop for i in shown):
+            shown.remove(max(shown, key=lambda i: self.columns[i].drop))
+        flex = sum(self.columns[i].flex for i in shown)
+        left = max(0, room - self._taken(shown))
+        return [(i, self._least(i) + (left * self.columns[i].flex // flex if flex else 0)) for i in shown]
+
+    def _taken(self, shown: Sequence[int]) -> int:
+        return sum(self._least(i) for i in shown) + GAP * (len(shown) - 1)
+
+    def _least(self, i: int) -> int:
+        column = self.columns[i]
+        return max(column.width, len(column.title) + 1) if i == self._sorted_by else column.width
+
+    def render_line(self, y: int) -> Strip:
+        """One line of the viewport: the heading, then rows from the scroll offset on."""
+        width = self.size.width
+        base = self.rich_style
+        if y == 0:
+            return self._header(width, base + self.get_component_rich_style("table--header"))
+        if not self._rows:
+            return self._empty_line(y, width, base + self.get_component_rich_style("table--empty"))
+        index = y - 1 + self.scroll_offset.y
+        if index >= len(self._rows):
+            return Strip.blank(width, base)
+        style = base
+        if index == self._cursor:
+            style = base + self.get_component_rich_style("table--cursor")
+        elif index == self.hovered:
+            style = base + self.get_component_rich_style("table--hover")
+        cells = [_as_text(self.columns[i].cell(self._rows[index])) for i, _ in self.widths()]
+        return self._line(cells, width, style).apply_meta({"row": index})
+
+    def _header(self, width: int, style: Style) -> Strip:
+        if not self._rows:
+            return Strip.blank(width, style)
+        titles = []
+        for i, _ in self.widths():
+            mark = "" if i != self._sorted_by else "▾" if self._descending else "▴"
+            titles.append(Text(self.columns[i].title + mark))
+        return self._line(titles, width, style)
+
+    def _empty_line(self, y: int, width: int, style: Style) -> Strip:
+        lines = self.empty_text.wrap(self.app.console, max(1, width - 2))
+        if y - 1 >= len(lines):
+            return Strip.blank(width, style)
+        line = Text(" ").append_text(lines[y - 1])
+        return Strip(list(line.render(self.app.console)), line.cell_len).adjust_cell_length(width).apply_style(style)
+
+    def _line(self, cells: Sequence[Text], width: int, style: Style) -> Strip:
+        line = Text()
+        for number, ((i, room), cell) in enumerate(zip(self.widths(), cells, strict=True)):
+            if number:
+                line.append(" " * GAP)
+            fitted = cell.copy()
+            fitted.truncate(room, overflow="ellipsis")
+            padding = " " * (room - fitted.cell_len)
+            line.append_text(Text(padding) + fitted if self.columns[i].right else fitted + Text(padding))
+        line.end = ""
+        segments = list(line.render(self.app.console))
+        return Strip(segments, line.cell_len).adjust_cell_length(width).apply_style(style)
+
+    # Cursor
+
+    def action_move(self, step: int) -> None:
+        """Move the cursor by rows."""
+        self._move_to(self._cursor + step)
+
+    def action_page(self, step: int) -> None:
+        """Move the cursor by pages."""
+        self._move_to(self._cursor + step * max(1, self.size.height - 2))
+
+    def action_jump(self, index: int) -> None:
+        """Go to the first row, or with -1 to the last."""
+        self._move_to(index if index >= 0 else len(self._rows) - 1)
+
+    def action_sort(self, step: int) -> None:
+        """Sort by the next column that can be sorted by; after the last one, as given."""
+        can: list[int | None] = [None, *(i for i, _ in self.widths() if self.columns[i].sort is not None)]
+        at = can.index(self._sorted_by) if self._sorted_by in can else 0
+        self._sorted_by, self._descending = can[(at + step) % len(can)], False
+        self.show(self._given)
+
+    def action_turn(self) -> None:
+        """Turn the order round."""
+        self._descending = not self._descending
+        self.show(self._given)
+
+    def _move_to(self, index: int) -> None:
+        if not self._rows:
+            return
+        before, self._cursor = self._cursor, max(0, min(index, len(self._rows) - 1))
+        self._show_cursor()
+        if before != self._cursor:
+            self.refresh()
+            self.post_message(self.Highlighted(self, self.selected))
+
+    def _show_cursor(self) -> None:
+        if self._rows and self.size.height > 1:
+            top, height = self.scroll_offset.y, self.size.height - 1
+            if self._cursor < top:
+                self.scroll_to(y=self._cursor, animate=False)
+            elif self._cursor >= top + height:
+                self.scroll_to(y=self._cursor - height + 1, animate=False)
+
+    # Mouse
+
+    def on_click(self, event: events.Click) -> None:
+        """A row is selected, a heading sorts."""
+        if event.y == 0:
+            self._sort_at(event.x)
+        elif (row := event.style.meta.get("row")) is not None:
+            self._move_to(int(row))
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        """Light up the row under the pointer."""
+        row = event.style.meta.get("row")
+        self.hovered = -1 if row is None else int(row)
+
+    def on_leave(self) -> None:
+        """No row is under the pointer."""
+        self.hovered = -1
+
+    def _sort_at(self, x: int) -> None:
+        left = 0
+        for i, width in self.widths():
+            if left <= x < left + width + GAP and self.columns[i].sort is not None:
+                self._descending = not self._descending if self._sorted_by == i else False
+                self._sorted_by = i
+                self.show(self._given)
+            left += width + GAP
+
+    def watch_hovered(self) -> None:
+        """Draw the rows again."""
+        self.refresh(Region(0, 0, self.size.width, self.size.height))
+
+
+def _as_text(cell: Text | str) -> Text:
+    """Plain text is wrapped lest it be read as markup."""
+    return cell if isinstance(cell, Text) else Text(cell)
