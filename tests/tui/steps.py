@@ -9,6 +9,7 @@ from textual.pilot import Pilot
 
 from optiq_tui.app import OptiqApp
 from optiq_tui.view import LanePhase, PlanStage
+from optiq_tui.widgets.table import Table
 from tests.tui import scene
 from tests.tui.conftest import until
 
@@ -30,12 +31,19 @@ async def settled(pilot: Pilot[None]) -> None:
     await pilot.pause(0.3)
 
 
+async def go(pilot: Pilot[None], key: str) -> None:
+    """Go to a screen, and wait until its list has the keys."""
+    await pilot.press(key)
+    await until(lambda: isinstance(app_of(pilot).screen.focused, Table))
+
+
 async def _overview(pilot: Pilot[None]) -> None:
     await pilot.pause()
 
 
 async def _adapters(pilot: Pilot[None]) -> None:
-    await pilot.press("2", "down", "down")
+    await go(pilot, "2")
+    await pilot.press("down", "down")
     feed = app_of(pilot).connection.feed
     await until(lambda: feed.view.detail is not None and feed.view.detail.name.endswith("/roman"))
     await pilot.pause(0.4)
@@ -43,7 +51,7 @@ async def _adapters(pilot: Pilot[None]) -> None:
 
 async def _routing(pilot: Pilot[None]) -> None:
     feed = app_of(pilot).connection.feed
-    await pilot.press("3")
+    await go(pilot, "3")
     await until(lambda: len(feed.view.routing.routes) == 2)
     await pilot.press("tab", "down")
     await until(lambda: feed.view.routing.detail is not None and len(feed.view.routing.detail.shadows) == 3)
@@ -52,7 +60,8 @@ async def _routing(pilot: Pilot[None]) -> None:
 
 async def _jobs(pilot: Pilot[None]) -> None:
     feed = app_of(pilot).connection.feed
-    await pilot.press("4", "space", "down", "down", "down")
+    await go(pilot, "4")
+    await pilot.press("space", "down", "down", "down")
     await until(lambda: feed.points("tenants/default/jobs/roman-0002") == 60)
     await pilot.press("up", "up", "up")
     await pilot.press("down", "down", "down", "space", "up", "up", "up")
@@ -60,7 +69,8 @@ async def _jobs(pilot: Pilot[None]) -> None:
 
 
 async def _submit(pilot: Pilot[None]) -> None:
-    await pilot.press("4", "n", *"tone", "tab", *"/home/ada/data/tone", "tab", *"16")
+    await go(pilot, "4")
+    await pilot.press("n", *"tone", "tab", *"/home/ada/data/tone", "tab", *"16")
     feed = app_of(pilot).connection.feed
     await until(lambda: feed.view.plan.plan is not None and feed.view.plan.stage is PlanStage.READY)
     await pilot.pause(0.4)
@@ -68,7 +78,8 @@ async def _submit(pilot: Pilot[None]) -> None:
 
 async def _playground(pilot: Pilot[None]) -> None:
     feed = app_of(pilot).connection.feed
-    await pilot.press("5", "down", "down", "space", "down", "down", "space", "m", "e")
+    await go(pilot, "5")
+    await pilot.press("down", "down", "space", "down", "down", "space", "m", "e")
     await pilot.press(*"What is XIV plus 9", "ctrl+g")
     await until(lambda: [lane.phase for lane in feed.view.lanes] == [LanePhase.DONE] * 4)
     await pilot.press("escape")
@@ -76,7 +87,8 @@ async def _playground(pilot: Pilot[None]) -> None:
 
 
 async def _events(pilot: Pilot[None]) -> None:
-    await pilot.press("6", "down")
+    await go(pilot, "6")
+    await pilot.press("down")
     await pilot.pause(0.4)
 
 

@@ -28,7 +28,7 @@ from optiq_tui.view import LanePhase, PlanStage
 from tests.tui import scene
 from tests.tui.conftest import ADDRESS, make_app, until
 from tests.tui.fake_daemon import FakeDaemon
-from tests.tui.steps import settled
+from tests.tui.steps import go, settled
 
 ROMAN = "tenants/default/adapters/roman"
 RUNNING = "tenants/default/jobs/units-0004"
@@ -92,7 +92,8 @@ async def test_adapters_are_filtered_and_letters_are_text_there(daemon: FakeDaem
     app = make_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
-        await pilot.press("2", "slash", *"q 2")
+        await go(pilot, "2")
+        await pilot.press("slash", *"q 2")
         assert isinstance(app.screen, Adapters)
         box = app.screen.query_one("#adapters-filter", Input)
         assert box.value == "q 2"
@@ -114,7 +115,8 @@ async def test_an_adapter_s_detail(daemon: FakeDaemon) -> None:
     app = make_app()
     async with app.run_test(size=(200, 60)) as pilot:
         await settled(pilot)
-        await pilot.press("2", "down", "down")
+        await go(pilot, "2")
+        await pilot.press("down", "down")
         await until(lambda: "v3" in text_of(app, "#adapter-history"))
         assert "592 in all" in title_of(app, "#adapter-ranks")
         await until(lambda: "routes   numbers" in text_of(app, "#adapter-facts"))
@@ -125,7 +127,8 @@ async def test_load_unload_and_pin(daemon: FakeDaemon) -> None:
     app = make_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
-        await pilot.press("2", "down", "down", "l")
+        await go(pilot, "2")
+        await pilot.press("down", "down", "l")
         await until(lambda: daemon.adapters[ROMAN].state == adapter_pb2.ADAPTER_STATE_AVAILABLE)
         await until(lambda: "available" in text_of(app, "#adapter-facts"))
         await pilot.press("l")
@@ -138,7 +141,8 @@ async def test_roll_back_chooses_a_version(daemon: FakeDaemon) -> None:
     app = make_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
-        await pilot.press("2", "down", "down")
+        await go(pilot, "2")
+        await pilot.press("down", "down")
         await until(lambda: app.view.detail is not None and len(app.view.detail.versions) == 3)
         await pilot.press("b", "down", "enter")
         await until(lambda: daemon.adapters[ROMAN].version == 1)
@@ -183,7 +187,8 @@ async def test_cancel_asks_first(daemon: FakeDaemon) -> None:
     app = make_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
-        await pilot.press("4", "x")
+        await go(pilot, "4")
+        await pilot.press("x")
         assert isinstance(app.screen, Confirm)
         await pilot.press("n")
         assert daemon.jobs[RUNNING].state == training_pb2.JOB_STATE_RUNNING
@@ -197,7 +202,8 @@ async def test_the_form_plans_as_it_is_typed_and_queues(daemon: FakeDaemon) -> N
     app = make_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
-        await pilot.press("4", "n", *"tone", "tab", *"/data", "tab", *"x")
+        await go(pilot, "4")
+        await pilot.press("n", *"tone", "tab", *"/data", "tab", *"x")
         assert isinstance(app.screen, Submit)
         assert "expected a whole number from 1, found 'x'" in text_of(app, "#submit-plan-text")
         assert app.screen.query_one("#field-rank").has_class("-wrong")
@@ -214,7 +220,8 @@ async def test_the_playground_asks_all_at_once(daemon: FakeDaemon) -> None:
     app = make_app()
     async with app.run_test(size=(200, 60)) as pilot:
         await settled(pilot)
-        await pilot.press("5", "down", "down", "space", "down", "down", "space", "m", "tab", "right", "right")
+        await go(pilot, "5")
+        await pilot.press("down", "down", "space", "down", "down", "space", "m", "tab", "right", "right")
         assert isinstance(app.screen, Playground)
         await pilot.press("e", *"XIV?", "ctrl+g")
         await until(lambda: [lane.phase for lane in app.view.lanes] == [LanePhase.DONE] * 4)
@@ -226,7 +233,8 @@ async def test_events_are_filtered_and_held_still(daemon: FakeDaemon) -> None:
     app = make_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
-        await pilot.press("6", "t")
+        await go(pilot, "6")
+        await pilot.press("t")
         assert isinstance(app.screen, Events)
         assert {e.type.partition(".")[0] for e in app.screen.table.rows} == {"adapter"}
         await pilot.press(*"tttttt", "f")
@@ -243,7 +251,8 @@ async def test_survives_the_daemon_going_away(daemon: FakeDaemon) -> None:
     app = make_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
-        await pilot.press("2", "down", "down", "slash", *"rom")
+        await go(pilot, "2")
+        await pilot.press("down", "down", "slash", *"rom")
         assert isinstance(app.screen, Adapters)
         await daemon.stop()
         await until(lambda: app.screen.has_class("-stale"))
@@ -298,7 +307,8 @@ async def test_readonly_offers_no_action(daemon: FakeDaemon) -> None:
     app = make_app(readonly=True)
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
-        await pilot.press("2", "down", "down", "l", "p", "b", "4", "x", "n", "5", "e", *"hello", "ctrl+g")
+        await go(pilot, "2")
+        await pilot.press("down", "down", "l", "p", "b", "4", "x", "n", "5", "e", *"hello", "ctrl+g")
         await pilot.pause(0.3)
         assert daemon.calls == []
         assert isinstance(app.screen, Playground)
@@ -335,7 +345,8 @@ async def test_help_is_about_what_has_the_focus(daemon: FakeDaemon) -> None:
     app = make_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
-        await pilot.press("2", "question_mark")
+        await go(pilot, "2")
+        await pilot.press("question_mark")
         assert isinstance(app.screen, Help)
         assert "A table." in app.screen._what
         assert "adapters.pin" in {binding.id for _, _, binding in app.screen._rows}
@@ -351,7 +362,8 @@ async def test_keys_are_remapped_by_id(daemon: FakeDaemon) -> None:
         assert isinstance(app.screen, Overview)
         await pilot.press("f6")
         assert isinstance(app.screen, Events)
-        await pilot.press("2", "down", "down", "g")
+        await go(pilot, "2")
+        await pilot.press("down", "down", "g")
         await until(lambda: not daemon.adapters[ROMAN].pinned)
 
 
@@ -410,7 +422,8 @@ async def test_thousands_of_adapters_keep_the_cursor(daemon: FakeDaemon) -> None
     app = make_app()
     async with app.run_test(size=(200, 60)) as pilot:
         await until(lambda: len(app.view.adapters) == 5_005)
-        await pilot.press("2", "end")
+        await go(pilot, "2")
+        await pilot.press("end")
         assert isinstance(app.screen, Adapters)
         await until(lambda: app.screen.table.selected is not None and app.screen.table.selected.id == "units")
         daemon.put_adapter(scene.adapter("zz-last", adapter_pb2.ADAPTER_STATE_AVAILABLE))
