@@ -128,6 +128,7 @@ def test_every_rpc_has_a_call_with_the_right_messages() -> None:
         calls.pin_adapter("t", "a"),
         calls.unpin_adapter("t", "a"),
         calls.list_versions("t", "a", ""),
+        calls.list_modules("t", "a", ""),
         calls.rollback_adapter("t", "a", "-1", ""),
         calls_training.create_job("t", "a", config, JobSchedule(after=("b",)), ""),
         calls_training.plan_job("t", config),
