@@ -37,7 +37,7 @@ def _short_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 async def daemon() -> AsyncIterator[FakeDaemon]:
     """A daemon with the whole scene, serving."""
     made = FakeDaemon()
-    scene.fill(made)
+    scene.fill_all(made)
     await made.start(ADDRESS)
     yield made
     await made.stop()

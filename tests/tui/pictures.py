@@ -14,7 +14,7 @@ from pathlib import Path
 from optiq_tui.screens import BOARDS
 from tests.tui.conftest import ADDRESS, make_app
 from tests.tui.fake_daemon import FakeDaemonThread
-from tests.tui.scene import SIZES, fill
+from tests.tui.scene import SIZES, fill_all
 from tests.tui.steps import STEPS, settled
 
 DEFAULT = Path(__file__).resolve().parents[2] / "tui" / "images"
@@ -37,7 +37,7 @@ async def take_all(folder: Path, names: list[str]) -> None:
                 os.chdir(scratch)
                 os.mkdir("run")  # noqa: PTH102 - the folder is that of the process
                 with FakeDaemonThread(ADDRESS) as thread:
-                    thread.do(lambda: fill(thread.daemon))
+                    thread.do(lambda: fill_all(thread.daemon))
                     picture = await take(name, (width, height))
                 os.chdir(folder)
             file = folder / f"{name}-{width}x{height}.svg"

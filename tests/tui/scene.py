@@ -255,24 +255,8 @@ def fill(daemon: FakeDaemon, *, step: int = 38) -> None:
         for layer in range(30)
         for module in ("q_proj", "v_proj")
     }
-    daemon.replies = {
-        "base": [
-            "The sum of ",
-            "XIV and 9 ",
-            "is 23. ",
-            "Let me ",
-            "explain step ",
-            "by step: ",
-            "XIV is 14, ",
-            "and so on.",
-        ],
-        "roman": ["XX", "III"],
-        "sql-notes": ["SELECT ", "14 + 9;"],
-        "roman+sql-notes": ["SELECT ", "'XXIII';"],
-    }
     daemon.plan = plan()
     fill_routing(daemon)
-    daemon.past = past()
     running = job(4, "units", training_pb2.JOB_STATE_RUNNING, age=130)
     running.plan.CopyFrom(plan())
     for at in range(1, step + 1):
@@ -286,7 +270,6 @@ def fill(daemon: FakeDaemon, *, step: int = 38) -> None:
     done = job(2, "roman", training_pb2.JOB_STATE_SUCCEEDED, age=5600)
     done.progress.CopyFrom(running_progress(60))
     done.adapter_digest = digest("roman")
-    daemon.progress[done.name] = [running_progress(step, slower=1.4) for step in range(1, 61)]
     for ended in (failed, done):
         ended.start_time.CopyFrom(ended.create_time)
         ended.end_time.FromDatetime(ended.create_time.ToDatetime() + timedelta(seconds=170))
@@ -463,6 +446,28 @@ def fill_routing(daemon: FakeDaemon) -> None:
                 ),
             )
         )
+
+
+def fill_all(daemon: FakeDaemon) -> None:
+    """The scene, with what only a dashboard shows: a past, the curve of an ended job, answers by adapter."""
+    fill(daemon)
+    daemon.past = past()
+    daemon.progress[f"{TENANT}/jobs/roman-0002"] = [running_progress(step, slower=1.4) for step in range(1, 61)]
+    daemon.replies = {
+        "base": [
+            "The sum of ",
+            "XIV and 9 ",
+            "is 23. ",
+            "Let me ",
+            "explain step ",
+            "by step: ",
+            "XIV is 14, ",
+            "and so on.",
+        ],
+        "roman": ["XX", "III"],
+        "sql-notes": ["SELECT ", "14 + 9;"],
+        "roman+sql-notes": ["SELECT ", "'XXIII';"],
+    }
 
 
 def _copy(message: training_pb2.TrainingJob) -> training_pb2.TrainingJob:

@@ -28,7 +28,7 @@ def empty() -> Iterator[FakeDaemonThread]:
 @pytest.fixture
 def daemon(empty: FakeDaemonThread) -> FakeDaemonThread:
     """The same with the whole scene."""
-    empty.do(lambda: scene.fill(empty.daemon))
+    empty.do(lambda: scene.fill_all(empty.daemon))
     return empty
 
 
