@@ -2,7 +2,8 @@
 
 Decode only. Batches for the bare base, for one adapter in all rows and for different adapters are kept side by side and
 take turns, step block by step block; the serial way decodes every adapter's row alone. The rows of the mixed batch are
-then compared with those, token by token.
+then compared with those, token by token. ``--stock`` adds mlx-lm as it is on the bare rows, so that what the base
+gained is a ratio of the same run.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ class Rows:
 
     Args:
         base: the base.
-        bank: its bank.
+        bank: its bank; None for mlx-lm's own decode batch, without any of ours.
         keys: an adapter per row, empty for the bare base.
         numbers: tells the rows' prompts apart.
     """
 
-    def __init__(self, base: LoadedBase, bank: AdapterBank, keys: Sequence[str], numbers: Sequence[int]) -> None:
-        from mlx_lm.generate import PromptProcessingBatch, StopSequences
+    def __init__(self, base: LoadedBase, bank: AdapterBank | None, keys: Sequence[str], numbers: Sequence[int]) -> None:
+        from mlx_lm.generate import GenerationBatch, PromptProcessingBatch, StopSequences
         from mlx_lm.models.cache import make_prompt_cache
         from mlx_lm.sample_utils import greedy_sampler
 
@@ -45,12 +46,13 @@ class Rows:
         from ..engine.decode import DecodeBatch
         from ..engine.rows import MixedAdapterModel, RowAdapters
 
-        model = MixedAdapterModel(base.model, bank)
+        model: Any = base.model if bank is None else MixedAdapterModel(base.model, bank)
         self.prompts = [prompt_ids(base, number) for number in numbers]
         caches = []
         for key in keys:
             cache = make_prompt_cache(base.model)
-            cache.append(RowAdapters(bank, [bank.handle(key) if key else BASE], [1.0]))
+            if bank is not None:
+                cache.append(RowAdapters(bank, [bank.handle(key) if key else BASE], [1.0]))
             caches.append(cache)
         prompts = PromptProcessingBatch(
             model=model,
@@ -61,7 +63,8 @@ class Rows:
             stop_sequences=[StopSequences()] * len(keys),
             max_tokens=[1 << 30] * len(keys),
         )
-        self._batch = DecodeBatch.empty(model, greedy_sampler)
+        kind = GenerationBatch if bank is None else DecodeBatch
+        self._batch = kind.empty(model, greedy_sampler)
         self._batch.extend(prompts.generate([list(prompt) for prompt in self.prompts]))
         self.tokens: list[list[int]] = [[] for _ in keys]
 
@@ -114,6 +117,7 @@ def run(
     ranks: str = "",
     targets: str = "all",
     dora: bool = False,
+    stock: bool = False,
     rounds: int = 5,
     steps: int = 8,
     quick: bool = False,
@@ -128,12 +132,14 @@ def run(
         ranks: for example ``4,8,16,64``.
         targets: ``qv``, or ``all`` linear modules of the blocks.
         dora: every fourth adapter is DoRA.
+        stock: also decode the bare rows with mlx-lm's modules and batch as they are, from a second copy of the base.
         rounds, steps: decode steps per contestant and round.
         quick: two rounds of two steps.
 
     Returns:
-        Tokens per second, medians of the rounds; ratios, medians of the ratios round by round; whether every row of
-        the mixed batch said what it says alone; the run's description.
+        Tokens per second, medians of the rounds (``base_tps``, ``same_tps``, ``mixed_tps``, ``serial_tps``, and
+        ``stock_tps``); ratios, medians of the ratios round by round (``mixed_over_base`` and so on,
+        ``base_over_stock``); whether every row of the mixed batch said what it says alone; the run's description.
 
     Raises:
         OptiqError: the model cannot be loaded.
@@ -181,6 +187,9 @@ def run(
         "mixed": lambda: mixed.tokens_per_second(steps),
         "serial": serial,
     }
+    if stock:
+        plain = Rows(load_base(resolve_base(model)), None, [""] * concurrency, numbers)
+        contestants["stock"] = lambda: plain.tokens_per_second(steps)
     figures = paired(contestants, rounds=rounds, progress=narrate)
     parity = all(
         same_tokens(base, bank, key, single.prompts[0], single.tokens[0], tokens)
@@ -189,6 +198,8 @@ def run(
     result: dict[str, Any] = {f"{name}_tps": statistics.median(values) for name, values in figures.items()}
     for name in ("base", "same", "serial"):
         result[f"mixed_over_{name}"] = median_ratio(figures["mixed"], figures[name])
+    if stock:
+        result["base_over_stock"] = median_ratio(figures["base"], figures["stock"])
     result |= {
         "parity_ok": parity,
         "adapters": adapters,
@@ -204,7 +215,8 @@ def run(
 
 @click.command(
     epilog="\b\nExamples:\n  optiq bench mixed --targets qv --json\n"
-    "  optiq bench mixed --targets all --ranks 4,8,16,64 --dora"
+    "  optiq bench mixed --targets all --ranks 4,8,16,64 --dora\n"
+    "  optiq bench mixed --stock --json"
 )
 @click.option("--model", default="embedded", show_default=True)
 @click.option("--adapters", type=click.IntRange(1, 256), default=16, show_default=True)
@@ -213,6 +225,7 @@ def run(
 @click.option("--ranks", default="", metavar="R,R,…", help="Ranks that the adapters take in turn.")
 @click.option("--targets", type=click.Choice(["all", "qv"]), default="all", show_default=True)
 @click.option("--dora", is_flag=True, help="Every fourth adapter is DoRA.")
+@click.option("--stock", is_flag=True, help="Also the bare rows with mlx-lm's modules and decode batch as they are.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Decode steps per round.")
 @click.option("--quick", is_flag=True, help="A fraction of the work, to see that it runs.")

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..errors import OptiqError
-from .harness import describe_run, emit, narrate, paired, percentile
+from .harness import describe_run, emit, median_ratio, narrate, paired, percentile
 
 _USED = 8
 
@@ -22,8 +22,8 @@ def run(
     adapters: int = 200,
     rank: int = 8,
     targets: str = "qv",
-    rounds: int = 5,
-    tokens: int = 16,
+    rounds: int = 7,
+    tokens: int = 32,
     quick: bool = False,
 ) -> dict[str, Any]:
     """Mount adapter folders and decode eight rows on eight of them, with 8, 50 and all of them resident.
@@ -39,7 +39,8 @@ def run(
 
     Returns:
         ``mount_ms_p50``, ``mount_ms_p99`` (from a folder on disk until rows can use it), ``bytes_per_adapter``, ``tps``
-        by number of residents, ``flatness`` (the largest relative distance of any from the first), the run.
+        by number of residents (medians), ``flatness`` (the largest distance from 1 of any number's ratio to the first,
+        median of the ratios round by round), the run.
 
     Raises:
         OptiqError: the model cannot be loaded.
@@ -102,7 +103,7 @@ def run(
         "mount_ms_p99": percentile(mounts, 99),
         "bytes_per_adapter": nbytes,
         "tps": tps,
-        "flatness": max(abs(value / tps[str(_USED)] - 1) for value in tps.values()),
+        "flatness": max(abs(median_ratio(values, figures[str(_USED)]) - 1) for values in figures.values()),
         "mounts": len(mounts),
         "used": _USED,
         "rank": rank,
@@ -118,8 +119,8 @@ def run(
 @click.option("--adapters", type=click.IntRange(_USED, 2000), default=200, show_default=True)
 @click.option("--rank", type=click.IntRange(1, 256), default=8, show_default=True)
 @click.option("--targets", type=click.Choice(["all", "qv"]), default="qv", show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--tokens", type=click.IntRange(2), default=16, show_default=True, help="Decoded per row and round.")
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True)
+@click.option("--tokens", type=click.IntRange(2), default=32, show_default=True, help="Decoded per row and round.")
 @click.option("--quick", is_flag=True, help="A fraction of the work, to see that it runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def residency(as_json: bool, **options: Any) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -17,23 +19,38 @@ from .harness import describe_run, emit, narrate, percentile
 _STREAMS = 4
 # Tokens of a stream that outlasts the bench.
 _LONG = 4000
+# Between two measurements, so that a wait belongs to one of them.
+_PAUSE_S = 0.3
 
 
 def run(
-    model: str = "embedded", *, requests: int = 24, rank: int = 8, targets: str = "all", quick: bool = False
+    model: str = "embedded",
+    *,
+    requests: int = 24,
+    rank: int = 8,
+    targets: str = "all",
+    prompt_tokens: int = 4000,
+    quick: bool = False,
 ) -> dict[str, Any]:
-    """Ask adapters for one token beside running streams, mounted ones and new ones in turn; then mount and do not ask.
+    """Time first tokens beside running streams, and the streams while adapters are mounted and a long prompt comes.
+
+    In turn, a mounted adapter is asked for one token and a new one is mounted and asked; then adapters are mounted and
+    not asked; then a long prompt of the bare base is processed.
 
     Args:
         model: as :func:`optiq_core.base.resolve_base` takes it.
         requests: of each kind, and mounts in the second part.
         rank, targets: of the adapters.
-        quick: 3 requests.
+        prompt_tokens: of the long prompt; 0 for none.
+        quick: 3 requests, a prompt of 300 tokens.
 
     Returns:
-        ``warm_ms`` and ``cold_ms`` with ``p50`` and ``p99`` (a cold one mounts its folder first), their ratio,
-        ``stall_steps_max`` (the longest wait of a running stream for a token while adapters are mounted, less an
-        ordinary step, in ordinary steps), ``step_ms``, the run.
+        ``warm_ms`` and ``cold_ms`` with ``p50`` and ``p99`` (a cold one mounts its folder first), their ratio;
+        ``stall_steps``, in ordinary steps: ``mount``, the longest wait of a running stream for a token while adapters
+        are mounted, less an ordinary step; ``first_use``, the longest wait while new adapters are mounted and asked,
+        less the longest while a mounted one is asked, whose prompt takes as long; ``stall_steps_max``, the larger;
+        ``step_ms``; ``long_prompt``: its tokens, seconds until its first token, tokens of each running stream
+        meanwhile and their longest wait in ordinary steps; the run.
 
     Raises:
         OptiqError: the model cannot be loaded.
@@ -46,12 +63,11 @@ def run(
     from .mixed import prompt_ids
     from .streams import Stream
 
-    requests = 3 if quick else requests
+    requests, prompt_tokens = (3, min(300, prompt_tokens)) if quick else (requests, prompt_tokens)
     base = load_base(resolve_base(model, progress=narrate))
     engine = Engine(base, max_batch=_STREAMS + 1)
     engine.start()
-    warm: list[float] = []
-    cold: list[float] = []
+    spans: dict[str, list[Span]] = {"warm": [], "cold": [], "mount": [], "quiet": [], "prompt": []}
     # Adapters are read on a thread of their own, as in the engine process.
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as loader:
         modules = chosen(engine.modules, targets)
@@ -61,53 +77,115 @@ def run(
         def mount(i: int) -> None:
             loader.submit(engine.load_adapter, str(i), folders[i]).result()
 
-        def ask(i: int) -> float:
-            return (Stream(engine, prompt_ids(base, 100 + i), 1, str(i)).wait().times[0] - began) * 1e3
+        def ask(i: int, prompt: list[int] | None = None) -> None:
+            Stream(engine, prompt or prompt_ids(base, 100 + i), 1, "" if prompt else str(i)).wait()
+
+        def timed(kind: str, *work: Callable[[], None]) -> None:
+            began = time.perf_counter()
+            for part in work:
+                part()
+            spans[kind].append(Span(began, time.perf_counter()))
+            # A stall shows in the token after it.
+            time.sleep(_PAUSE_S)
 
         try:
             mount(0)
             running = [Stream(engine, prompt_ids(base, i), _LONG) for i in range(_STREAMS)]
             while not all(stream.times for stream in running):
                 time.sleep(0.01)
-            began = time.perf_counter()
             ask(0)
             for i in range(1, requests + 1):
                 narrate(f"request {i} of {requests}")
-                began = time.perf_counter()
-                warm.append(ask(0))
-                began = time.perf_counter()
-                mount(i)
-                cold.append(ask(i))
-            quiet_from = time.perf_counter()
-            time.sleep(0.5 if quick else 3)
-            mounts_from = time.perf_counter()
+                timed("warm", partial(ask, 0))
+                timed("cold", partial(mount, i), partial(ask, i))
+            timed("quiet", partial(time.sleep, 0.5 if quick else 3))
             for i in range(requests + 1, 2 * requests + 1):
-                mount(i)
-            # A stall shows in the token after it.
-            time.sleep(0.5)
+                timed("mount", partial(mount, i))
+            if prompt_tokens:
+                narrate(f"a prompt of {prompt_tokens} tokens")
+                words = prompt_ids(base, 0)
+                timed("prompt", partial(ask, 0, (words * (prompt_tokens // len(words) + 1))[:prompt_tokens]))
             for stream in running:
                 stream.cancel()
         finally:
             engine.close()
             loader.submit(_end_streams).result()
     gaps = [gap for stream in running for gap in stream.gaps]
-    step = statistics.median(gap for at, gap in gaps if quiet_from < at <= mounts_from)
-    longest = max(gap for at, gap in gaps if at > mounts_from)
-    figures = {
-        name: {"p50": percentile(values, 50), "p99": percentile(values, 99)}
-        for name, values in (("warm_ms", warm), ("cold_ms", cold))
-    }
     return {
-        **figures,
-        "cold_over_warm_p99": figures["cold_ms"]["p99"] / figures["warm_ms"]["p99"],
-        "stall_steps_max": max(longest / step - 1, 0.0),
-        "step_ms": step * 1e3,
+        **summarise(spans, gaps, prompt_tokens),
         "requests": requests,
         "streams": _STREAMS,
         "rank": rank,
         "targets": targets,
         **describe_run(base),
     }
+
+
+class Span(NamedTuple):
+    """From when to when, in `time.perf_counter()` seconds."""
+
+    began: float
+    ended: float
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.ended - self.began
+
+    def holds(self, at: float) -> bool:
+        """Whether a moment lies in it."""
+        return self.began < at <= self.ended
+
+
+def summarise(
+    spans: Mapping[str, Sequence[Span]], gaps: Sequence[tuple[float, float]], prompt_tokens: int
+) -> dict[str, Any]:
+    """Return the figures of :func:`run`.
+
+    Args:
+        spans: when each kind of measurement was under way.
+        gaps: of all running streams, when a token came and seconds since the one before.
+        prompt_tokens: of the long prompt.
+    """
+    step = statistics.median(gap for at, gap in gaps if any(span.holds(at) for span in spans["quiet"]))
+    waits = {kind: longest(gaps, of_kind) / step for kind, of_kind in spans.items() if of_kind}
+    stalls = {
+        "mount": max(waits["mount"] - 1, 0.0),
+        "first_use": max(waits["cold"] - max(waits["warm"], 1.0), 0.0),
+    }
+    figures = {
+        f"{kind}_ms": {
+            "p50": percentile([span.seconds * 1e3 for span in spans[kind]], 50),
+            "p99": percentile([span.seconds * 1e3 for span in spans[kind]], 99),
+        }
+        for kind in ("warm", "cold")
+    }
+    result: dict[str, Any] = {
+        **figures,
+        "cold_over_warm_p99": figures["cold_ms"]["p99"] / figures["warm_ms"]["p99"],
+        "stall_steps": stalls,
+        "stall_steps_max": max(stalls.values()),
+        "longest_wait_steps": {kind: waits[kind] for kind in ("warm", "cold", "mount")},
+        "step_ms": step * 1e3,
+    }
+    for span in spans["prompt"]:
+        result["long_prompt"] = {
+            "tokens": prompt_tokens,
+            "first_token_s": span.seconds,
+            "tokens_per_stream_meanwhile": sum(span.holds(at) for at, _ in gaps) / _STREAMS,
+            "longest_wait_steps": waits["prompt"],
+        }
+    return result
+
+
+def longest(gaps: Sequence[tuple[float, float]], spans: Sequence[Span]) -> float:
+    """Return the longest wait, in seconds, of those that overlap a span.
+
+    Args:
+        gaps: when a token came, and seconds since the one before.
+        spans: of one kind.
+    """
+    return max(gap for at, gap in gaps if any(at > span.began and at - gap < span.ended for span in spans))
 
 
 def _end_streams() -> None:
@@ -123,10 +201,13 @@ def _end_streams() -> None:
 @click.option("--requests", type=click.IntRange(1, 500), default=24, show_default=True, help="Of each kind.")
 @click.option("--rank", type=click.IntRange(1, 256), default=8, show_default=True)
 @click.option("--targets", type=click.Choice(["all", "qv"]), default="all", show_default=True)
+@click.option(
+    "--prompt-tokens", type=click.IntRange(0), default=4000, show_default=True, help="Of the long prompt; 0 for none."
+)
 @click.option("--quick", is_flag=True, help="A fraction of the work, to see that it runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def ttft(as_json: bool, **options: Any) -> None:
-    """Time the first token of mounted and of new adapters, and the longest stall that a mount causes."""
+    """Time the first token of mounted and of new adapters, and how long mounts and a long prompt stall streams."""
     try:
         emit(run(**options), as_json=as_json)
     except OptiqError as error:

@@ -10,11 +10,11 @@ pytestmark = pytest.mark.slow
 
 
 def test_mixed_reports_parity_and_ratios() -> None:
-    result = mixed.run(adapters=4, concurrency=4, ranks="4,16", dora=True, quick=True)
+    result = mixed.run(adapters=4, concurrency=4, ranks="4,16", dora=True, stock=True, quick=True)
     assert result["parity_ok"] is True
-    names = ("base", "same", "mixed", "serial")
+    names = ("base", "same", "mixed", "serial", "stock")
     assert all(result[f"{name}_tps"] > 0 for name in names)
-    assert {"mixed_over_base", "mixed_over_same", "mixed_over_serial"} <= set(result)
+    assert {"mixed_over_base", "mixed_over_same", "mixed_over_serial", "base_over_stock"} <= set(result)
 
 
 def test_residency_reports_mounts_and_flatness() -> None:
@@ -30,3 +30,6 @@ def test_ttft_reports_both_kinds_and_the_stall() -> None:
     assert 0 < result["warm_ms"]["p50"] <= result["warm_ms"]["p99"]
     assert result["cold_ms"]["p50"] > 0
     assert result["stall_steps_max"] >= 0
+    assert set(result["stall_steps"]) == {"mount", "first_use"}
+    assert result["long_prompt"]["tokens_per_stream_meanwhile"] > 1
+    assert result["long_prompt"]["longest_wait_steps"] > 0
