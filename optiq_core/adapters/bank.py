@@ -33,9 +33,10 @@ from .kinds import (
     compute_dtype,
     linear_dims,
     module_shape,
+    siblings_of,
 )
-from .manifest import EMBEDDING, EXPERTS, ModuleShape
-from .pages import PagePool, PageRun
+from .manifest import EMBEDDING, EXPERTS, LINEAR, ModuleShape
+from .pages import ModulePages, ModuleRun, PagePool, PageRun
 from .plan import ActiveRows
 from .tensors import DeltaTensors, combine
 
@@ -83,16 +84,17 @@ class AdapterBank:
     targets: dict[str, nn.Module] = field(init=False)
     _banked: dict[str, Banked] = field(init=False, default_factory=dict)
     # By module path; what adapters add to an embedding's lookup alone has its own.
-    _pools: dict[str, PagePool] = field(init=False, default_factory=dict)
+    _pages: dict[str, ModulePages] = field(init=False, default_factory=dict)
     _loaded: dict[str, _Loaded] = field(init=False, default_factory=dict)
     # Slot 0 is the bare base.
     _generations: list[int] = field(init=False, default_factory=lambda: [0])
     _keys: list[str] = field(init=False, default_factory=lambda: [""])
     _free: list[int] = field(init=False, default_factory=list)
     # Slot to its pages in each module, least recently used first.
-    _paged: dict[int, dict[str, PageRun]] = field(init=False, default_factory=dict)
+    _paged: dict[int, dict[str, ModuleRun]] = field(init=False, default_factory=dict)
     _live: weakref.WeakSet[ActiveRows] = field(init=False, default_factory=weakref.WeakSet)
     _named: dict[str, ActiveRows | None] = field(init=False, default_factory=dict)
+    _stream: mx.Stream | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.linears = adaptable_modules(self.model)
@@ -111,7 +113,7 @@ class AdapterBank:
     @property
     def page_nbytes(self) -> int:
         """Bytes of the pages that batches read, free ones included."""
-        return sum(pool.nbytes for pool in self._pools.values())
+        return sum(pool.nbytes for pool in self._pools)
 
     def __len__(self) -> int:
         return len(self._loaded)
@@ -130,7 +132,7 @@ class AdapterBank:
         if key in self._loaded:
             return self._loaded[key].handle
         for path in tensors:
-            self._pools[path] = self._module(path).pool_of(path)
+            self._wrap(path)
         if not self._free:
             self._free.append(len(self._keys))
             self._keys.append("")
@@ -184,7 +186,9 @@ class AdapterBank:
             return
         slot = loaded.handle.slot
         self._named.pop(key, None)
+        touched = {pool for path in self._paged.get(slot, ()) for pool in self._pools_of(path)}
         self._page_out(slot)
+        mx.eval([pool.pages for pool in touched if pool.shrink()])
         # The next generation begins now, so that a stale handle fails even before the slot is reused.
         self._generations[slot] += 1
         self._keys[slot] = ""
@@ -217,11 +221,19 @@ class AdapterBank:
         if not any(slots):
             return None
         self._page_in({slot for slot in slots if slot})
-        rows = ActiveRows(slots, factors, self._lookup, self.dtype)
+        rows = ActiveRows(slots, factors, self._lookup, self.dtype, self._stream)
         self._live.add(rows)
         return rows
 
-    def _lookup(self, path: str, slot: int) -> tuple[PageRun, mx.array | None] | None:
+    def overlap(self) -> None:
+        """On the CPU, compute adapters' products on a second stream of this thread, beside the base's, from now on.
+
+        Only this thread may run the model then. The stream ends with the thread's others.
+        """
+        if self._stream is None and mx.default_device() == mx.Device(mx.cpu):
+            self._stream = mx.new_stream(mx.cpu)
+
+    def _lookup(self, path: str, slot: int) -> tuple[ModuleRun, mx.array | None] | None:
         run = self._paged[slot].get(path)
         return (run, self._loaded[self._keys[slot]].tensors[path].gain) if run else None
 
@@ -231,24 +243,29 @@ class AdapterBank:
             # Pages are written in place only if no running step holds them.
             mx.synchronize()
         in_use = wanted.union(*(rows.slots for rows in self._live))
-        written = []
+        written: list[PagePool] = []
         for slot in missing:
             runs = self._paged.setdefault(slot, {})
             for path, delta in self._loaded[self._keys[slot]].tensors.items():
-                pool = self._pools[path]
-                run = self._take(path, delta.a.shape[-1], in_use)
-                pool.write(run, delta.a, delta.b)
-                runs[path] = run
-                written += [pool.a, pool.b]
-        mx.eval(written)
+                pages, rank = self._pages[path], delta.a.shape[-1]
+                a, b = (self._take(pool, rank, in_use) for pool in (pages.a, pages.b))
+                runs[path] = ModuleRun(a, b, rank)
+                pages.write(runs[path], delta.a, delta.b)
+                written += [pages.a, pages.b]
+        mx.eval([pool.pages for pool in written])
         for slot in wanted:
             self._paged[slot] = self._paged.pop(slot)
 
-    def _take(self, path: str, rank: int, in_use: set[int]) -> PageRun:
+    def _take(self, pool: PagePool, rank: int, in_use: set[int]) -> PageRun:
         """Reserve pages, at the cost of adapters that no batch uses, least recently used first."""
-        pool = self._pools[path]
         run = pool.take(rank, grow=False)
-        idle = [slot for slot, runs in self._paged.items() if slot not in in_use and path in runs]
+        if run is not None:
+            return run
+        idle = [
+            slot
+            for slot, runs in self._paged.items()
+            if slot not in in_use and any(pool in self._pools_of(path) for path in runs)
+        ]
         while run is None and idle:
             self._page_out(idle.pop(0))
             run = pool.take(rank, grow=False)
@@ -259,7 +276,15 @@ class AdapterBank:
 
     def _page_out(self, slot: int) -> None:
         for path, run in self._paged.pop(slot, {}).items():
-            self._pools[path].give_back(run)
+            self._pages[path].give_back(run)
+
+    def _pools_of(self, path: str) -> tuple[PagePool, PagePool]:
+        pages = self._pages[path]
+        return pages.a, pages.b
+
+    @property
+    def _pools(self) -> set[PagePool]:
+        return {pool for path in self._pages for pool in self._pools_of(path)}
 
     def _active_rows(self) -> ActiveRows | None:
         chosen = active.get()
@@ -271,19 +296,29 @@ class AdapterBank:
             self._named[chosen] = self.rows([self.handle(chosen)], [1.0])
         return self._named[chosen]
 
-    def _module(self, key: str) -> Banked:
+    def _wrap(self, key: str) -> None:
+        """Put pages beside a module, or, for an embedding's lookup, more of them."""
+        if key in self._pages:
+            return
         path = key.removesuffix(LOOKUP)
-        module = self._banked.get(path)
-        if module is None:
-            module = self._wrap(path)
-            self.model.update_modules(tree_unflatten([(path, module)]))
-            self._banked[path] = module
-        return module
-
-    def _wrap(self, path: str) -> Banked:
         base = self.targets[path]
+        shape = module_shape(base)
+        siblings = siblings_of(path, self.linears) if shape.kind == LINEAR else (key,)
+        shared = next((self._pages[other].a for other in siblings if other in self._pages), None)
+        self._pages[key] = pages = ModulePages(
+            shared or PagePool(shape.input_dims, self.dtype, experts=shape.experts, modules=len(siblings)),
+            PagePool(shape.output_dims, self.dtype, experts=shape.experts),
+            siblings,
+        )
+        if path not in self._banked:
+            self._banked[path] = module = self._beside(base, path, pages)
+            self.model.update_modules(tree_unflatten([(path, module)]))
+
+    def _beside(self, base: nn.Module, path: str, pages: ModulePages) -> Banked:
         kind = module_shape(base).kind
+        if kind == EMBEDDING:
+            return BankedEmbedding(base, path, self._active_rows, self._pages.get)
         if kind == EXPERTS:
             block = dict(self.model.named_modules())[path.rpartition(".")[0]]
-            return BankedExperts(base, path, self._active_rows, self.dtype, routing_of(block))
-        return (BankedEmbedding if kind == EMBEDDING else BankedLinear)(base, path, self._active_rows, self.dtype)
+            return BankedExperts(base, path, self._active_rows, pages, routing_of(block))
+        return BankedLinear(base, path, self._active_rows, pages)

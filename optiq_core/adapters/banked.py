@@ -1,23 +1,29 @@
 """Modules of the base that add what the rows' adapters add there.
 
-Decode gathers: one ``gather_mm`` multiplies every row by its own pages of ``A``, one by its pages of ``B``, and a
-small product with the weights sums each row's pages (S-LoRA, arXiv:2311.03285, does this with custom kernels). Three
-kernels per module, whatever the mix of ranks, blends and factors; a bare row has no pages and costs nothing.
+In a decode step on the CPU one ``gather_mm`` multiplies every row by its own pages of ``A``, for all modules that read
+the same input at once, and one ``segmented_mm`` per module multiplies the products by each adapter's ranks of ``B``
+(S-LoRA, arXiv:2311.03285, does this with custom kernels). Whatever the mix of ranks, blends and factors, a step reads
+every adapter's own bytes once; a bare row has none. Both run on a second stream, beside the base's own product.
+
+Chunks of prompts, and decode steps on a GPU, where not every backend of MLX has ``segmented_mm``, gather pages of both
+matrices and sum each row's pages in a small product with the weights.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .kinds import linear_dims, module_shape
-from .pages import PagePool, PageRun
+from .kinds import LOOKUP
+from .pages import PAGE_RANK, ModulePages, ModuleRun
 from .plan import ActiveRows, ModulePlan
 
 # Gathering holds [items, tokens, out] numbers; above this, a loop over the rows needs less memory and is as fast.
 _GATHER_LIMIT = 4_000_000
+Rows = Callable[[], ActiveRows | None]
 
 
 class BankedLinear(nn.Module):
@@ -27,44 +33,52 @@ class BankedLinear(nn.Module):
         base: the module itself.
         path: its dotted path.
         rows: returns the rows of the running forward pass.
-        dtype: type in which adapters are kept and added.
+        pages: of the module; what is added has their type.
     """
 
-    def __init__(self, base: nn.Module, path: str, rows: Callable[[], ActiveRows | None], dtype: mx.Dtype) -> None:
+    def __init__(self, base: nn.Module, path: str, rows: Rows, pages: ModulePages) -> None:
         super().__init__()
         self.base = base
-        self._path, self._rows, self._dtype = path, rows, dtype
-        # Not a parameter of the model: nn.Module keeps plain objects apart.
-        self._pool = PagePool(*linear_dims(base), dtype)
-
-    def pool_of(self, key: str) -> PagePool:
-        """Return the pages; a linear module has the one set."""
-        return self._pool
+        self._path, self._rows, self._pages = path, rows, pages
 
     def __call__(self, x: mx.array) -> mx.array:
         y = self.base(x)
         rows = self._rows()
         plan = rows.plan(self._path) if rows is not None else None
-        if plan is None:
+        if rows is None or plan is None:
             return y
-        bias = self.base.bias if "bias" in self.base else None
-        return add_rows(self._pool, plan, x.astype(self._dtype), y, bias)
+        if plan.gain is not None:
+            gain = plan.gain.astype(y.dtype)
+            # DoRA's gain leaves the bias alone.
+            y = (y - self.base.bias) * gain + self.base.bias if "bias" in self.base else y * gain
+        if rows.by_segments and plan.uniform is None and x.ndim == 3 and x.shape[1] == 1:
+            delta = segmented(self._pages, self._path, rows, x)
+            if delta is not None:
+                return y + delta.astype(y.dtype)
+        pages = self._pages
+        return add_products(pages.a.pages, pages.b.pages, plan, x.astype(pages.a.pages.dtype), y)
 
 
-def add_rows(pool: PagePool, plan: ModulePlan, x: mx.array, y: mx.array, bias: mx.array | None) -> mx.array:
-    """Return the output of a linear module with what each row's adapter adds.
+def segmented(pages: ModulePages, path: str, rows: ActiveRows, x: mx.array) -> mx.array | None:
+    """Return what the rows' adapters add to a linear module in a decode step, [rows, 1, out]; None if that won't pay.
 
     Args:
-        pool: the module's pages.
-        plan: what the rows use of them.
-        x: [rows, tokens, in], the module's input.
-        y: [rows, tokens, out], the base's output.
-        bias: [out], the part of ``y`` that DoRA's gain leaves alone.
+        pages: of the module.
+        path: its dotted path.
+        rows: of the forward pass.
+        x: [rows, 1, in], the module's input.
     """
-    if plan.gain is not None:
-        gain = plan.gain.astype(y.dtype)
-        y = y * gain if bias is None else (y - bias) * gain + bias
-    return _add_products(pool.a, pool.b, plan, x, y, lookup=False)
+    with mx.stream(rows.stream) if rows.stream is not None else contextlib.nullcontext():
+        found = rows.low(pages, path, x)
+        if found is None:
+            return None
+        low, segments = found
+        b = pages.b.pages
+        width, count = segments.slots.shape
+        # Ranks in the order of the pages of B.
+        ranks = low.reshape(-1, PAGE_RANK)[segments.slots].reshape(width, count * PAGE_RANK)
+        delta = mx.segmented_mm(ranks, b[:count].reshape(count * PAGE_RANK, -1), segments.bounds)
+        return delta if segments.pick is None else delta.reshape(-1, 1, b.shape[-1])[segments.pick]
 
 
 class BankedEmbedding(nn.Module):
@@ -77,44 +91,33 @@ class BankedEmbedding(nn.Module):
         base: the module itself.
         path: its dotted path.
         rows: returns the rows of the running forward pass.
-        dtype: type in which adapters are kept and added.
+        pages: what adapters change, the path or what ends with ``@lookup``, to its pages; grows as adapters come.
     """
 
-    def __init__(self, base: nn.Module, path: str, rows: Callable[[], ActiveRows | None], dtype: mx.Dtype) -> None:
+    def __init__(self, base: nn.Module, path: str, rows: Rows, pages: Callable[[str], ModulePages | None]) -> None:
         super().__init__()
         self.base = base
-        self._path, self._rows, self._dtype = path, rows, dtype
-        self._pools: dict[str, tuple[PagePool, ...]] = {}
-
-    def pool_of(self, key: str) -> PagePool:
-        """Return the pages of the adapters that change lookup and head, or the lookup alone; made on first use."""
-        if key not in self._pools:
-            tokens, width, *_ = module_shape(self.base)
-            # In a tuple, for nn.Module takes no part in it.
-            self._pools[key] = (PagePool(tokens, width, self._dtype),)
-        return self._pools[key][0]
+        self._path, self._rows, self._pages = path, rows, pages
 
     def __call__(self, ids: mx.array) -> mx.array:
         y = self.base(ids)
         rows = self._rows()
         if rows is None:
             return y
-        for key in self._pools:
-            plan = rows.plan(key)
-            if plan is not None:
-                pool = self.pool_of(key)
-                y = _add_products(pool.a, pool.b, plan, ids, y, lookup=True)
+        for key in (self._path, self._path + LOOKUP):
+            plan, pages = rows.plan(key), self._pages(key)
+            if plan is not None and pages is not None:
+                y = add_products(pages.a.pages, pages.b.pages, plan, ids, y, lookup=True)
         return y
 
     def as_linear(self, x: mx.array) -> mx.array:
         """Project [rows, tokens, width] onto the vocabulary, with what the rows' adapters add to a tied head."""
         y = self.base.as_linear(x)
-        rows = self._rows()
+        rows, pages = self._rows(), self._pages(self._path)
         plan = rows.plan(self._path) if rows is not None else None
-        if plan is None:
+        if plan is None or pages is None:
             return y
-        pool = self.pool_of(self._path)
-        return _add_products(pool.b, pool.a, plan, x.astype(self._dtype), y, lookup=False)
+        return add_products(pages.b.pages, pages.a.pages, plan, x.astype(pages.a.pages.dtype), y, swapped=True)
 
     @property
     def weight(self) -> mx.array:
@@ -122,7 +125,9 @@ class BankedEmbedding(nn.Module):
         return self.base.weight
 
 
-def _add_products(a: mx.array, b: mx.array, plan: ModulePlan, x: mx.array, y: mx.array, *, lookup: bool) -> mx.array:
+def add_products(
+    a: mx.array, b: mx.array, plan: ModulePlan, x: mx.array, y: mx.array, *, lookup: bool = False, swapped: bool = False
+) -> mx.array:
     """Return ``y`` with the rows' products ``x A B``.
 
     Args:
@@ -131,35 +136,31 @@ def _add_products(a: mx.array, b: mx.array, plan: ModulePlan, x: mx.array, y: mx
         x: [rows, tokens, in]; or, for a lookup, [rows, tokens], which columns of ``a`` to take.
         y: [rows, tokens, out], what they are added to.
         lookup: x are indices.
+        swapped: ``a`` holds what the plan calls B.
     """
-    product = _looked_up if lookup else _product
+    a_of, b_of = (plan.b_of, plan.a_of) if swapped else (plan.a_of, plan.b_of)
+
+    def product(run: ModuleRun, x: mx.array) -> mx.array:
+        a_run, b_run = (run.b, run.a) if swapped else (run.a, run.b)
+        left = a[a_run.first : a_run.end].flatten(0, 1).T
+        return (left[x] if lookup else x @ left) @ b[b_run.first : b_run.end].flatten(0, 1)
+
     if plan.uniform is not None:
-        run, factor = plan.uniform
-        delta = product(a, b, run, x)
-        return y + (delta if factor == 1 else factor * delta).astype(y.dtype)
+        delta = product(plan.uniform, x)
+        return y + (delta if plan.factors is None else plan.factors * delta).astype(y.dtype)
     rows, tokens, outputs = y.shape
-    items = plan.page_of.shape[0]
+    items = plan.row_of.shape[0]
     if items * tokens * outputs > _GATHER_LIMIT:
         bare = mx.zeros((tokens, outputs), b.dtype)
         uses = enumerate(plan.uses)
-        deltas = [bare if use is None else use.factor * product(a, b, use.run, x[i]) for i, use in uses]
+        deltas = [bare if use is None else use.factor * product(use.run, x[i]) for i, use in uses]
         return y + mx.stack(deltas).astype(y.dtype)
     if lookup:
-        low = a.swapaxes(1, 2)[plan.page_of[:, None], x[plan.row_of]]
+        low = a.swapaxes(1, 2)[a_of[:, None], x[plan.row_of]]
     else:
-        low = mx.gather_mm(x, a.swapaxes(1, 2), lhs_indices=plan.row_of, rhs_indices=plan.page_of)
-    delta = mx.gather_mm(low, b, rhs_indices=plan.page_of)
+        low = mx.gather_mm(x, a.swapaxes(1, 2), lhs_indices=plan.row_of, rhs_indices=a_of)
+    delta = mx.gather_mm(low, b, rhs_indices=b_of)
     if plan.weights is None:
         return y + delta.astype(y.dtype)
     flat = delta.astype(y.dtype).reshape(items, tokens * outputs)
     return mx.addmm(y.reshape(rows, tokens * outputs), plan.weights.astype(y.dtype), flat).reshape(y.shape)
-
-
-def _product(a: mx.array, b: mx.array, run: PageRun, x: mx.array) -> mx.array:
-    end = run.first + run.count
-    return (x @ a[run.first : end].flatten(0, 1).T) @ b[run.first : end].flatten(0, 1)
-
-
-def _looked_up(a: mx.array, b: mx.array, run: PageRun, ids: mx.array) -> mx.array:
-    end = run.first + run.count
-    return a[run.first : end].flatten(0, 1).T[ids] @ b[run.first : end].flatten(0, 1)

@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .kinds import module_shape
-from .pages import PAGE_RANK, PagePool
+from .pages import PAGE_RANK, ModulePages
 from .plan import ActiveRows, ModulePlan, RowUse
 
 # Gathering holds [pages, pairs, out] numbers; above this, a loop over the rows needs less memory.
@@ -73,7 +73,7 @@ class BankedExperts(nn.Module):
         base: the stack itself.
         path: its dotted path.
         rows: returns the rows of the running forward pass.
-        dtype: type in which adapters are kept and added.
+        pages: of the stack; what is added has their type.
         routing: of the block that it is in.
     """
 
@@ -82,18 +82,13 @@ class BankedExperts(nn.Module):
         base: nn.Module,
         path: str,
         rows: Callable[[], ActiveRows | None],
-        dtype: mx.Dtype,
+        pages: ModulePages,
         routing: Routing,
     ) -> None:
         super().__init__()
         self.base = base
-        self._path, self._rows, self._dtype, self._routing = path, rows, dtype, routing
+        self._path, self._rows, self._pages, self._routing = path, rows, pages, routing
         self._inputs, self._outputs, _, self._experts = module_shape(base)
-        self._pool = PagePool(self._inputs, self._outputs, dtype, self._experts)
-
-    def pool_of(self, key: str) -> PagePool:
-        """Return the pages; a stack has the one set."""
-        return self._pool
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         y = self.base(x, indices, sorted_indices=sorted_indices)
@@ -101,7 +96,7 @@ class BankedExperts(nn.Module):
         plan = rows.plan(self._path) if rows is not None else None
         if plan is None:
             return y
-        x = x.astype(self._dtype).reshape(-1, 1, self._inputs)
+        x = x.astype(self._pages.a.pages.dtype).reshape(-1, 1, self._inputs)
         pairs, count = indices.size, len(plan.uses)
         if sorted_indices:
             order, places = self._routing.orders
@@ -124,23 +119,23 @@ class BankedExperts(nn.Module):
             inputs, experts: which input and which expert a pair has, [rows, pairs of a row].
         """
         count, per_row = inputs.shape
-        items = plan.page_of.shape[0]
+        items = plan.row_of.shape[0]
         if items * per_row * self._outputs > _GATHER_LIMIT:
-            bare = mx.zeros((per_row, self._outputs), self._dtype)
+            bare = mx.zeros((per_row, self._outputs), x.dtype)
             uses = enumerate(plan.uses)
             return mx.stack([bare if u is None else self._row(u, x[inputs[i]], experts[i]) for i, u in uses])
-        matrix = plan.page_of[:, None] * self._experts + experts[plan.row_of]
-        a = self._pool.a.reshape(-1, PAGE_RANK, self._inputs).swapaxes(1, 2)
-        b = self._pool.b.reshape(-1, PAGE_RANK, self._outputs)
-        low = mx.gather_mm(x, a, lhs_indices=inputs[plan.row_of], rhs_indices=matrix)
-        delta = mx.gather_mm(low, b, rhs_indices=matrix).reshape(items, -1)
+        chosen = experts[plan.row_of]
+        a_of, b_of = (pages[:, None] * self._experts + chosen for pages in (plan.a_of, plan.b_of))
+        a = self._pages.a.pages.reshape(-1, PAGE_RANK, self._inputs).swapaxes(1, 2)
+        b = self._pages.b.pages.reshape(-1, PAGE_RANK, self._outputs)
+        low = mx.gather_mm(x, a, lhs_indices=inputs[plan.row_of], rhs_indices=a_of)
+        delta = mx.gather_mm(low, b, rhs_indices=b_of).reshape(items, -1)
         if plan.weights is not None:
             delta = plan.weights @ delta
         return delta.reshape(count, per_row, self._outputs)
 
     def _row(self, use: RowUse, x: mx.array, experts: mx.array) -> mx.array:
         """Return a row's products, [pairs, out], from all its pages at once."""
-        end = use.run.first + use.run.count
-        a, b = (t[use.run.first : end].swapaxes(0, 1).flatten(1, 2) for t in (self._pool.a, self._pool.b))
+        a, b = self._pages.a.matrix(use.run.a), self._pages.b.matrix(use.run.b)
         low = mx.gather_mm(x, a.swapaxes(1, 2), rhs_indices=experts)
         return use.factor * mx.gather_mm(low, b, rhs_indices=experts).squeeze(1)

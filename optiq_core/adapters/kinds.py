@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
@@ -14,6 +16,8 @@ _STACKS = SwitchLinear | QuantizedSwitchLinear
 _EMBEDDINGS = nn.Embedding | nn.QuantizedEmbedding | BlockedEmbedding
 # Ends the key of what an adapter adds to an embedding's lookup alone, and not to a head that is tied to it.
 LOOKUP = "@lookup"
+# Linear modules of one block that are called with the same input; where they are not, they share nothing.
+_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def adaptable_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -39,6 +43,15 @@ def adaptable_experts(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in block.named_modules()
         if isinstance(module, _STACKS)
     }
+
+
+def siblings_of(path: str, linears: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """Return the paths of the linear modules that read the same input as one, itself among them, in calling order."""
+    block, _, leaf = path.rpartition(".")
+    group = next((names for names in _SIBLINGS if leaf in names), (leaf,))
+    paths = tuple(f"{block}.{name}" if block else name for name in group)
+    width = linear_dims(linears[path])[0]
+    return tuple(p for p in paths if p in linears and linear_dims(linears[p])[0] == width)
 
 
 def module_shape(module: nn.Module) -> ModuleShape:

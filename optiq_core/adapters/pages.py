@@ -1,8 +1,10 @@
-"""The low-rank matrices that a module's rows use now, in pages of eight ranks.
+"""The low-rank matrices that rows use now, in pages of eight ranks.
 
-An adapter of rank r takes ``ceil(r / 8)`` neighbouring pages, so a rank of 64 costs its own rows 8 pages and a row of
-rank 8 one: nobody pays for another's rank. Both matrices lie with the rank in front of the wide dimension, because a
-single row's product then reads memory in order (on the CPU 16 to 20 GB/s, against 6 GB/s the other way round).
+An adapter of rank r takes ``ceil(r / 8)`` neighbouring pages of ``A`` and of ``B`` in every module that it adapts, so
+a rank of 64 costs its own rows 8 pages and a row of rank 8 one: nobody pays for another's rank. Both matrices lie with
+the rank in front of the wide dimension, because a single row's product then reads memory in order (on the CPU 16 to
+20 GB/s, against 6 GB/s the other way round). Modules that read the same input keep their ``A`` in one pool, so that
+one gather serves all of them.
 """
 
 from __future__ import annotations
@@ -24,35 +26,46 @@ class PageRun:
     first: int
     count: int
 
+    @property
+    def end(self) -> int:
+        """The page after the last."""
+        return self.first + self.count
+
+
+@dataclass(frozen=True)
+class ModuleRun:
+    """The pages of one adapter in one module, and its rank."""
+
+    a: PageRun
+    b: PageRun
+    rank: int
+
 
 class PagePool:
-    """The pages of one module: ``a`` [pages, 8, in] and ``b`` [pages, 8, out].
+    """Pages of one width: ``pages`` is [pages, 8, width].
 
-    Writing replaces the arrays. MLX does that in place if no step that is being computed still holds them, which the
+    Writing replaces the array. MLX does that in place if no step that is being computed still holds it, which the
     caller sees to; otherwise it costs a copy, and that step keeps what it began with.
 
     Args:
-        input_dims: columns of ``a``.
-        output_dims: columns of ``b``.
-        dtype: of both.
-        experts: of a stack; its pages are [pages, experts, 8, in] and [pages, experts, 8, out]. 0 for other modules.
+        width: columns.
+        dtype: of the pages.
+        experts: of a stack, whose pages are [pages, experts, 8, width]; 0 for other modules.
+        modules: that share the pool.
     """
 
-    def __init__(self, input_dims: int, output_dims: int, dtype: mx.Dtype, experts: int = 0) -> None:
-        pages = _FIRST_STACKED if experts else _FIRST_PAGES
+    def __init__(self, width: int, dtype: mx.Dtype, *, experts: int = 0, modules: int = 1) -> None:
+        self._least = _FIRST_STACKED if experts else _FIRST_PAGES * modules
         stack = (experts,) if experts else ()
-        self.a = mx.zeros((pages, *stack, PAGE_RANK, input_dims), dtype)
-        self.b = mx.zeros((pages, *stack, PAGE_RANK, output_dims), dtype)
-        self._used = bytearray(pages)
+        self.pages = mx.zeros((self._least, *stack, PAGE_RANK, width), dtype)
+        self._used = bytearray(self._least)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all pages, free ones included."""
-        return self.a.nbytes + self.b.nbytes
+        return self.pages.nbytes
 
-    @property
-    def pages(self) -> int:
-        """Number of pages, free ones included."""
+    def __len__(self) -> int:
         return len(self._used)
 
     def take(self, rank: int, *, grow: bool) -> PageRun | None:
@@ -67,33 +80,73 @@ class PagePool:
         if first < 0:
             if not grow:
                 return None
-            # Free pages at the end count.
-            first = len(self._used.rstrip(b"\0"))
+            first = self._tail
             self._grow(first + count)
         self._used[first : first + count] = b"\1" * count
         return PageRun(first, count)
 
     def give_back(self, run: PageRun) -> None:
         """Free pages; what they hold stays until they are taken again."""
-        self._used[run.first : run.first + run.count] = bytes(run.count)
+        self._used[run.first : run.end] = bytes(run.count)
 
-    def write(self, run: PageRun, a: mx.array, b: mx.array) -> None:
-        """Fill reserved pages.
+    def shrink(self) -> bool:
+        """Cut the pool where most of it is free; pages in use stay where they are. Tells whether it did."""
+        wanted = max(self._least, 2 * self._tail)
+        if 2 * wanted > len(self._used):
+            return False
+        # A slice would keep the whole of it in memory.
+        self.pages = mx.take(self.pages, mx.arange(wanted), axis=0)
+        del self._used[wanted:]
+        return True
 
-        Args:
-            run: pages that :meth:`take` gave.
-            a: [in, rank], or [experts, in, rank].
-            b: [rank, out], or [experts, rank, out].
-        """
-        end = run.first + run.count
-        self.a[run.first : end] = _paged(a.swapaxes(-1, -2), run.count)
-        self.b[run.first : end] = _paged(b, run.count)
+    def write(self, run: PageRun, matrix: mx.array) -> None:
+        """Fill reserved pages from [rank, width], or [experts, rank, width]."""
+        self.pages[run.first : run.end] = _paged(matrix, run.count)
+
+    def matrix(self, run: PageRun) -> mx.array:
+        """Return the ranks of a run below each other, [ranks, width], or [experts, ranks, width]."""
+        pages = self.pages[run.first : run.end]
+        return (pages.swapaxes(0, 1) if pages.ndim == 4 else pages).flatten(-3, -2)
+
+    @property
+    def _tail(self) -> int:
+        """Pages up to the last that is in use."""
+        return len(self._used.rstrip(b"\0"))
 
     def _grow(self, pages: int) -> None:
         extra = max(pages, 2 * len(self._used)) - len(self._used)
-        rest = [(0, 0)] * (self.a.ndim - 1)
-        self.a, self.b = mx.pad(self.a, [(0, extra), *rest]), mx.pad(self.b, [(0, extra), *rest])
+        self.pages = mx.pad(self.pages, [(0, extra)] + [(0, 0)] * (self.pages.ndim - 1))
         self._used += bytes(extra)
+
+
+@dataclass(frozen=True)
+class ModulePages:
+    """The pools of one module.
+
+    Attributes:
+        a, b: pages of ``A`` and ``B``; ``a`` is shared by the siblings.
+        siblings: paths of the modules that read the same input, this one among them.
+    """
+
+    a: PagePool
+    b: PagePool
+    siblings: tuple[str, ...]
+
+    def give_back(self, run: ModuleRun) -> None:
+        """Free pages of both pools."""
+        self.a.give_back(run.a)
+        self.b.give_back(run.b)
+
+    def write(self, run: ModuleRun, a: mx.array, b: mx.array) -> None:
+        """Fill reserved pages.
+
+        Args:
+            run: pages that both pools gave.
+            a: [in, rank], or [experts, in, rank].
+            b: [rank, out], or [experts, rank, out].
+        """
+        self.a.write(run.a, a.swapaxes(-1, -2))
+        self.b.write(run.b, b)
 
 
 def _paged(matrix: mx.array, count: int) -> mx.array:

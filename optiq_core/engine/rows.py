@@ -87,6 +87,7 @@ class MixedAdapterModel(nn.Module):
         super().__init__()
         self.model = model
         self._bank = bank
+        bank.overlap()
 
     @property
     def layers(self) -> Any:

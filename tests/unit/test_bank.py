@@ -167,7 +167,7 @@ def test_a_blend_adds_the_weighted_sum_of_its_parts() -> None:
         load_random(bank, key, rank, 100 * i, dora=dora, targets=targets)
     parts = [("lora", 0.5), ("dora", -0.25), ("wide", 1.5), ("dora2", 0.75)]
     blend = bank.blend(parts)
-    module = bank._module("model.layers.1.self_attn.v_proj")
+    module = bank._banked["model.layers.1.self_attn.v_proj"]
     x = mx.array(np.random.default_rng(0).normal(size=(1, 3, 64)).astype(np.float32))
 
     def added(key: str) -> mx.array:

@@ -113,7 +113,7 @@ def test_a_blend_over_experts_adds_the_weighted_sum() -> None:
     for i, key in enumerate(("a", "b")):
         load_random(bank, key, 3 + 6 * i, i)
     blend = bank.blend([("a", 0.5), ("b", -0.25)])
-    module = bank._module(STACK_PATH)
+    module = bank._banked[STACK_PATH]
     x, chosen = mx.random.normal((1, 4, 1, 1, 64)), mx.array([[[0, 1], [1, 2], [2, 3], [3, 0]]])
 
     def added(key: str) -> mx.array:

@@ -25,7 +25,7 @@ def adapter(bank: AdapterBank, rank: int, seed: int) -> dict[str, DeltaTensors]:
 
 
 def test_a_pool_gives_neighbouring_pages_and_takes_them_back() -> None:
-    pool = PagePool(4, 6, mx.float32)
+    pool = PagePool(4, mx.float32)
     first, second = pool.take(8, grow=False), pool.take(17, grow=False)
     assert (first, second) == (PageRun(0, 1), PageRun(1, 3))
     pool.give_back(first)
@@ -34,23 +34,75 @@ def test_a_pool_gives_neighbouring_pages_and_takes_them_back() -> None:
     assert pool.take(256, grow=False) is None
     grown = pool.take(256, grow=True)
     assert grown == PageRun(6, 32)
-    assert pool.pages >= 38
+    assert len(pool) >= 38
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+def test_a_pool_shrinks_to_what_is_used_and_moves_nothing(experts: int) -> None:
+    pool = PagePool(4, mx.float32, experts=experts)
+    shape = (experts, 8, 4) if experts else (8, 4)
+    runs = [pool.take(8, grow=True) for _ in range(200)]
+    assert all(runs)
+    before = mx.random.normal(shape)
+    pool.write(runs[1], before)
+    full = pool.nbytes
+    for run in runs[50:]:
+        pool.give_back(run)
+    assert pool.shrink()
+    mx.eval(pool.pages)
+    assert 50 <= len(pool) <= 100 and pool.nbytes < full / 2
+    assert mx.array_equal(pool.matrix(runs[1]), before).item()
+    assert not pool.shrink(), "half of it is in use"
+    for run in runs[2:50]:
+        pool.give_back(run)
+    assert pool.shrink()
+    assert mx.array_equal(pool.matrix(runs[1]), before).item()
 
 
 def test_writing_an_adapter_copies_no_pool() -> None:
-    pool = PagePool(2048, 2048, mx.float32)
-    mx.eval(pool.a, pool.b)
+    pool = PagePool(2048, mx.float32)
+    mx.eval(pool.pages)
     run = pool.take(8, grow=False)
     assert run is not None
-    a, b = mx.ones((8, 2048)).T, mx.ones((8, 2048))
-    mx.eval(a, b)
+    matrix = mx.ones((8, 2048))
+    mx.eval(matrix)
     mx.synchronize()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    pool.write(run, a, b)
-    mx.eval(pool.a, pool.b)
+    pool.write(run, matrix)
+    mx.eval(pool.pages)
     assert mx.get_peak_memory() - before < pool.nbytes // 8
-    assert pool.a[run.first].sum().item() == 8 * 2048
+    assert pool.pages[run.first].sum().item() == 8 * 2048
+
+
+def test_the_bank_shrinks_as_adapters_leave_and_rows_in_flight_are_not_touched() -> None:
+    model = tiny_model()
+    bank = AdapterBank(model)
+    tokens = mx.array([[4, 5, 6]])
+    names = [f"a{i}" for i in range(40)]
+    for i, name in enumerate(names):
+        bank.load(name, adapter(bank, 24, i))
+    kept = bank.rows([bank.handle("a0")], [1.0])
+    every = bank.rows([bank.handle(name) for name in names], [1.0] * len(names))
+    assert kept is not None and every is not None
+
+    def logits() -> mx.array:
+        token = active.set(kept)
+        try:
+            out: mx.array = model(tokens)
+            mx.eval(out)
+            return out
+        finally:
+            active.reset(token)
+
+    before, grown = logits(), bank.page_nbytes
+    del every
+    for name in names[1:]:
+        bank.unload(name)
+    assert bank.page_nbytes < grown / 2
+    assert mx.array_equal(logits(), before).item()
+    again = bank.rows([bank.handle("a0"), BASE], [1.0, 1.0])
+    assert again is not None
 
 
 def test_residents_cost_their_bytes_and_a_batch_its_own_pages_only() -> None:
