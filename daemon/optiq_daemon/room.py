@@ -136,7 +136,9 @@ class Room:
         self._set_timer(None)
         while self._line and self._serve_first():
             self._let_along()
-        if not self._line:
+        if self._line:
+            self._make_way()
+        else:
             self._serve_coming()
 
     def _serve_first(self) -> bool:
@@ -161,6 +163,17 @@ class Room:
         first.seat()
         first.turn.set_result(None)
         return True
+
+    def _make_way(self) -> None:
+        """Send idle versions away for the whole line at once: each unload waits for the engine's step to end."""
+        wanted = {slot.digest: slot for waiting in self._line for slot in waiting.slots}
+        need = sum(slot.size for slot in wanted.values() if slot.state is SlotState.ABSENT)
+        short = self._short_of(need) if self.budget else 0
+        for victim in self._idle(tuple(wanted.values())):
+            if short <= 0 or victim.leases:
+                return
+            short -= victim.size
+            self._evict(victim)
 
     def _let_along(self) -> None:
         """Those who wait for what has just got its turn share it."""

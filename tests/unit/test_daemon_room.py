@@ -53,6 +53,19 @@ async def test_a_version_in_use_is_not_evicted_and_who_waits_gets_its_room() -> 
     assert bench.engine.loaded == {"d1"}
 
 
+async def test_room_is_made_for_the_whole_line_at_once() -> None:
+    bench = bound(3)
+    for digest in ("d0", "d1", "d2"):
+        await bench.ensure(digest)
+    bench.engine.gate.clear()
+    waiting = [asyncio.create_task(bench.ensure(digest)) for digest in ("d3", "d4")]
+    await settle()
+    assert bench.engine.unloads == ["d0", "d1"], "not one after the other, and no more than are needed"
+    bench.engine.gate.set()
+    await asyncio.gather(*waiting)
+    assert bench.engine.loaded == {"d2", "d3", "d4"}
+
+
 async def test_what_never_fits_is_refused_with_the_numbers() -> None:
     bench = bound(4)
     bench.catalog.sizes = {"big": 5, "half": 3}
