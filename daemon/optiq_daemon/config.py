@@ -31,6 +31,7 @@ Watch = Literal["events", "polling"]
 BaseMismatch = Literal["refuse", "warn"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
+TrainingPolicy = Literal["share", "pause-when-busy", "exclusive"]
 Tls = Literal["off", "generate", "files"]
 
 
@@ -80,6 +81,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     training_memory_mb: Annotated[float, msgspec.Meta(ge=0, le=10_000_000)] = 0.0
     training_jobs: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     training_slice_s: Annotated[float, msgspec.Meta(ge=0, le=1_000_000)] = 900.0
+    training_policy: TrainingPolicy = "share"
+    training_latency_ms: Annotated[float, msgspec.Meta(gt=0, le=3_600_000)] = 250.0
 
     @property
     def home_path(self) -> Path:
@@ -132,6 +135,9 @@ DESCRIPTIONS: dict[str, str] = {
     "refused, with advice. 0: what is free.",
     "training_jobs": "Most training jobs that run at once, as far as the planner says that they fit together.",
     "training_slice_s": "Seconds after which a training job makes room for one with a better claim; 0 for never.",
+    "training_policy": "While a job trains: share (it slows down where tokens come slower than training_latency_ms), "
+    "pause-when-busy (it holds while a request is served), or exclusive (new requests are refused).",
+    "training_latency_ms": "Milliseconds between two tokens of a stream above which sharing trainers slow down.",
 }
 
 # Flags of `optiq serve` that are not named after their key.

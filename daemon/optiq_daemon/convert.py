@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from optiq_core.planner.plan import Verdict
+from optiq_core.planner.plan import Verdict, notes_of
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.events import Progress
 from optiq_core.train.schemes import RANK_SCALINGS, RankScaling
 from optiq_daemon.errors import InvalidRequestError
 from optiq_daemon.events import Event
-from optiq_daemon.jobs.records import JobRecord, Schedule, Wait
+from optiq_daemon.jobs.records import JobRecord, Publication, Schedule, Wait
 from optiq_daemon.live import LiveRequest
 from optiq_daemon.names import AdapterKey, JobKey, parse_job
 from optiq_daemon.registry import Registry
@@ -151,6 +151,9 @@ def job(record: JobRecord) -> training_pb2.TrainingJob:
             not_before=timestamp(record.schedule.not_before),
         ),
         wait=_wait(record, record.wait) if record.wait else None,
+        reduced=record.reduced.words(record.config),
+        publication=training_queue_pb2.JobPublication(**msgspec.structs.asdict(record.publication)),
+        gate_result=training_queue_pb2.JobGateResult(**msgspec.structs.asdict(record.gate)) if record.gate else None,
     )
 
 
@@ -169,6 +172,12 @@ def _wait(record: JobRecord, wait: Wait) -> training_queue_pb2.JobWait:
 
 def _job_names(record: JobRecord, jobs: Iterable[str]) -> list[str]:
     return [JobKey(record.tenant, job).name for job in jobs]
+
+
+def publication(message: training_queue_pb2.JobPublication) -> Publication:
+    """What becomes of a job's adapter."""
+    values = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
+    return Publication(**{**values, "route_weight": message.route_weight or Publication().route_weight})
 
 
 def schedule(message: training_queue_pb2.JobSchedule, tenant: str) -> Schedule:
@@ -208,6 +217,10 @@ def plan(verdict: Verdict) -> training_pb2.TrainingPlan:
             for a in verdict.advice
         ],
         peak_at=step.where,
+        calibration_factor=verdict.calibration.factor,
+        calibration_margin=verdict.calibration.margin,
+        calibration_runs=verdict.calibration.observations,
+        notes=notes_of(verdict),
     )
 
 

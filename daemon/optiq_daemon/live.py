@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -77,6 +77,8 @@ class LiveTable:
         self._next = 0
         self._draining = False
         self._changed = Changed()
+        # Raises for requests that must not be let in now; see :class:`optiq_daemon.jobs.policy.Pacer`.
+        self.check: Callable[[], None] = lambda: None
 
     @contextmanager
     def admit(self, request: LiveRequest) -> Iterator[None]:
@@ -84,10 +86,11 @@ class LiveTable:
 
         Raises:
             QueueFullError: there is no place.
-            UnavailableError: the daemon is stopping.
+            UnavailableError: the daemon is stopping, or a training job has the machine to itself.
         """
         if self._draining:
             raise UnavailableError("the daemon is stopping", reason="DAEMON_STOPPING", retry_seconds=5.0)
+        self.check()
         if self.count(request.tenant) >= self._limit:
             raise QueueFullError("requests", f"{self._limit} requests are being served or wait already")
         number, self._next = self._next, self._next + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import msgspec
 
 from optiq_core.train.events import Cancelled, Event, Failed, Heartbeat, Started, Succeeded, decode_event
 from optiq_daemon.children import Child
+from optiq_daemon.trainer_process import NO_MEMORY
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +29,20 @@ START_GRACE_S = 120.0
 END_GRACE_S = 10.0
 CANCEL_GRACE_S = 60.0
 
+_FATAL = {-number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)}
+
 
 class Outcome(NamedTuple):
     """How a life ended. `detail` is the adapter's path on success, a reason otherwise.
 
-    `died` means without a last word: crashed, killed, or silent for too long.
+    `died` means without a last word: an exit code, or silent for too long. `killed` is a signal that want of memory
+    ends in: the system's SIGKILL, or a fault where an allocation came back empty; `memory` is known to be that, and
+    `at_bytes` what the process had.
     """
 
-    kind: Literal["succeeded", "failed", "cancelled", "stopped", "died"]
+    kind: Literal["succeeded", "failed", "cancelled", "stopped", "died", "killed", "memory"]
     detail: str
+    at_bytes: int = 0
 
 
 class Trainer:
@@ -44,14 +51,19 @@ class Trainer:
     Args:
         silence_s: seconds without a line after which the process is killed.
         on_event: called with everything but heartbeats and last words.
+        alone: nothing is served meanwhile: it takes every core.
     """
 
-    def __init__(self, job_dir: Path, *, silence_s: float, on_event: Callable[[Event], None]) -> None:
+    def __init__(
+        self, job_dir: Path, *, silence_s: float, on_event: Callable[[Event], None], alone: bool = False
+    ) -> None:
+        self._alone = alone
         self._job_dir = job_dir
         self._silence_s = silence_s
         self._on_event = on_event
         self._cancelled = self._stopped = False
         self._training = False
+        self._pace = 1.0
         self.child: Child | None = None
 
     async def cancel(self) -> None:
@@ -71,13 +83,21 @@ class Trainer:
         else:
             self.child.kill()
 
+    async def set_pace(self, pace: float) -> bool:
+        """Let it work for this share of the time; whether that is news to it."""
+        if self.child is None or pace == self._pace:
+            return False
+        self._pace = pace
+        await self.child.say(f"pace {pace:.4f}")
+        return True
+
     async def run(self) -> Outcome:
         """Start the process and follow it to its end, which it also meets if this is cancelled."""
         with (self._job_dir / LOCK_NAME).open("a") as lock:
             if not await _locked(lock.fileno()):
                 return Outcome("died", f"another trainer still ran after {START_GRACE_S:.0f} s")
             child = self.child = await Child.spawn(
-                [MODULE, "--job-dir", str(self._job_dir)],
+                [MODULE, "--job-dir", str(self._job_dir), *(["--alone"] if self._alone else [])],
                 self._job_dir / LOG_NAME,
                 read_stdout=True,
                 keep=(lock.fileno(),),
@@ -98,15 +118,20 @@ class Trainer:
             if child.returncode is None:
                 child.kill()
                 await asyncio.shield(child.wait())
-        if last is not None:
-            return last
+        return last or self._without_a_word(child)
+
+    def _without_a_word(self, child: Child) -> Outcome:
         if child.returncode == EXIT_STOPPED:
             return Outcome("stopped", "a checkpoint was saved")
         if self._stopped and not self._training and not self._cancelled:
             return Outcome("stopped", "it had not begun")
         tail = child.tail()
         reason = f"the trainer ended with {child.how_it_ended()}" + (f": {tail}" if tail else "")
-        return Outcome("cancelled" if self._cancelled else "died", reason)
+        if self._cancelled:
+            return Outcome("cancelled", reason)
+        if NO_MEMORY.search(tail):
+            return Outcome("memory", reason)
+        return Outcome("killed" if child.returncode in _FATAL else "died", reason)
 
     async def _follow(self, child: Child) -> Outcome | None:
         stdout = child.process.stdout
@@ -134,7 +159,7 @@ class Trainer:
             if isinstance(event, Succeeded):
                 last = Outcome("succeeded", event.adapter_path)
             elif isinstance(event, Failed):
-                last = Outcome("failed", event.reason)
+                last = Outcome("memory" if event.memory else "failed", event.reason, event.at_bytes)
             elif isinstance(event, Cancelled):
                 last = Outcome("cancelled", "cancelled as asked")
             elif not isinstance(event, Heartbeat):

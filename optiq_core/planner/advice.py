@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from optiq_core.planner.plan import Advice, Verdict
+from optiq_core.planner.devices import BACKENDS
+from optiq_core.planner.plan import Advice, StepPlan, Verdict
 from optiq_core.planner.planner import Planner
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.data import Example
@@ -31,13 +32,13 @@ def advise(planner: Planner, config: TrainConfig) -> Verdict:
     if not found:
         both: Changes = {"grad_checkpoint": True, "loss_chunk": _CHUNK}
         found = list(_fitting(planner, config, verdict, both))
-    found.sort(key=lambda advice: (advice.time_ratio > 1.001 or _loses(advice), advice.time_ratio))
+    found.sort(key=lambda advice: (_loses(advice), advice.time_ratio))
     return msgspec.structs.replace(verdict, advice=tuple(found[:_MOST]))
 
 
 def _loses(advice: Advice) -> bool:
     """Whether the run learns from less, or less, than was asked."""
-    return not set(advice.changes) <= {"grad_checkpoint", "loss_chunk", "batch_size"}
+    return not set(advice.changes) <= {"grad_checkpoint", "loss_chunk", "micro_batch_size"}
 
 
 def _fitting(planner: Planner, config: TrainConfig, asked: Verdict, common: Changes) -> Iterator[Advice]:
@@ -51,9 +52,19 @@ def _fitting(planner: Planner, config: TrainConfig, asked: Verdict, common: Chan
         if not verdict.fits:
             continue
         seen.add(field)
-        per_example = verdict.step.flops / verdict.step.rows / (asked.step.flops / asked.step.rows)
-        text = f"{said}: {verdict.expected_bytes / 1e9:.2f} GB, {per_example:.2f} of the time per example"
+        per_example = _seconds(planner, verdict.step) / _seconds(planner, asked.step)
+        text = f"{said}: {_gigabytes(verdict.expected_bytes)}, about {per_example:.2f} of the time per example"
         yield Advice(changes=changes, text=text, expected_bytes=verdict.expected_bytes, time_ratio=per_example)
+
+
+def _seconds(planner: Planner, step: StepPlan) -> float:
+    """Of one example, roughly: what its matrix products take, and its share of what every primitive costs."""
+    backend = BACKENDS[planner.ceiling.backend]
+    return (step.flops / backend.flops_per_second + step.primitives * backend.seconds_per_primitive) / step.rows
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 5e7 else f"{count / 1e6:.2f} MB"
 
 
 def _candidates(planner: Planner, config: TrainConfig, common: Changes) -> Iterator[tuple[Changes, str]]:
@@ -65,11 +76,10 @@ def _candidates(planner: Planner, config: TrainConfig, common: Changes) -> Itera
             yield {"loss_chunk": _CHUNK}, f"loss_chunk {_CHUNK}"
         if not config.grad_checkpoint:
             yield {"grad_checkpoint": True}, "grad_checkpoint on"
-    size = config.batch_size
-    while size > 1:
-        size //= 2
-        steps = f"with {config.batch_size // size} times the iters for as many examples"
-        yield {**common, "batch_size": size}, f"{prefix}batch_size {size}, {steps}"
+    rows = config.rows_at_a_time
+    while rows > 1:
+        rows //= 2
+        yield {**common, "micro_batch_size": rows}, f"{prefix}micro_batch_size {rows}, with the same result"
     for length, share in _lengths(planner.examples, config.max_seq_length):
         cut = f"cuts {share:.0%} of the examples" if planner.examples else "cuts what is longer"
         yield {**common, "max_seq_length": length}, f"{prefix}max_seq_length {length}, which {cut}"

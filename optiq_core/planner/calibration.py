@@ -18,15 +18,23 @@ OFFSET_BOUND = 0.05
 # Room above a prediction that nothing has confirmed yet, and the least that is kept however good the record is.
 UNPROVEN_MARGIN = 0.06
 LEAST_MARGIN = 0.015
+MOST_MARGIN = 0.35
 _KEPT = 200
+# Of these, the worst decides on the margin: what was wrong long ago has been learned since.
+_RECENT = 50
 _FEW = 4
 
 
-class Observation(msgspec.Struct, frozen=True):
-    """A step's peak in bytes, as predicted before calibration and as measured."""
+class Observation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A step's peak in bytes, as predicted before calibration and as measured.
+
+    ``died`` says that the process ran out of memory: the step would have taken more than was measured, which says that
+    the margin was too small, and nothing of the factor.
+    """
 
     predicted: int
     measured: int
+    died: bool = False
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +42,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         factor, offset: bounded; the offset is in bytes.
-        margin: share to keep above a calibrated prediction: the worst that has been seen above it, and a little.
+        margin: share to keep above a calibrated prediction, bounded: the worst that has lately been seen above it, and
+            a little.
         observations: how many it was learned from.
     """
 
@@ -54,22 +63,25 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
 def learn(observations: Sequence[Observation]) -> Calibration:
     """Fit factor and offset; a factor alone while there are few observations."""
-    seen = [(o.predicted, o.measured) for o in observations if o.predicted > 0 and o.measured > 0]
-    if not seen:
+    valid = [o for o in observations if o.predicted > 0 and o.measured > 0]
+    seen = [(o.predicted, o.measured) for o in valid if not o.died]
+    if not valid:
         return Calibration()
-    factor, offset = _fit(seen) if len(seen) > _FEW else (_median([m / p for p, m in seen]), 0.0)
+    factor, offset = 1.0, 0.0
+    if seen:
+        factor, offset = _fit(seen) if len(seen) > _FEW else (_median([m / p for p, m in seen]), 0.0)
     low, high = FACTOR_BOUNDS
     factor = min(max(factor, low), high)
-    bound = OFFSET_BOUND * min(measured for _, measured in seen)
+    bound = OFFSET_BOUND * min((measured for _, measured in seen), default=0)
     offset = min(max(offset, -bound), bound)
-    worst = max(measured / (factor * predicted + offset) - 1 for predicted, measured in seen)
+    worst = max(o.measured / (factor * o.predicted + offset) - 1 for o in valid[-_RECENT:])
     # One run says little about the next.
-    unproven = UNPROVEN_MARGIN / len(seen)
+    unproven = UNPROVEN_MARGIN / max(1, len(seen))
     return Calibration(
         factor=factor,
         offset=int(offset),
-        margin=max(LEAST_MARGIN, worst * 1.25) + unproven,
-        observations=len(seen),
+        margin=min(max(LEAST_MARGIN, worst * 1.25) + unproven, MOST_MARGIN),
+        observations=len(valid),
     )
 
 

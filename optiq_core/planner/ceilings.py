@@ -128,8 +128,12 @@ def _this_machine(name: str, info: Mapping[str, Any]) -> _Device | None:
     return None
 
 
-def _cpu() -> _Device:
+def system_free_bytes() -> int:
     """What the system says is available, or what is left of the control group's limit if that is less."""
+    return _cpu().limit_bytes
+
+
+def _cpu() -> _Device:
     import psutil
 
     available = int(psutil.virtual_memory().available)

@@ -140,6 +140,8 @@ def _show(planner: Planner, config: TrainConfig, as_json: bool) -> bool:
 
 
 def _say_rest(verdict: Verdict) -> None:
+    from optiq_core.planner.plan import notes_of
+
     step, seen = verdict.step, verdict.calibration
     limit = f" of {verdict.ceiling.resources:,}" if verdict.ceiling.resources else ""
     click.echo(f"resources    {step.live_buffers:,}{limit}, {step.allocations:,} allocations a step")
@@ -151,8 +153,8 @@ def _say_rest(verdict: Verdict) -> None:
     learned = f"from {seen.observations} runs in {calibration_path()}" if seen.observations else "no runs seen yet"
     click.echo(f"calibration  factor {seen.factor:.3f}{shift}, {learned}; margin {seen.margin:.1%}")
     click.echo(f"ceiling      {verdict.ceiling.device}: {', '.join(verdict.ceiling.notes)}")
-    if step.extrapolated:
-        click.echo("extrapolated from shorter steps: this model is unrolled over time")
+    for note in notes_of(verdict):
+        click.echo(f"note         {note}")
     click.echo("fits" if verdict.fits else f"does not fit: {'; '.join(verdict.reasons)}")
     for advice in verdict.advice:
         click.echo(f"  {advice.text}")

@@ -19,6 +19,7 @@ class Backend:
         carries_over: operations beyond the limit count for the next task.
         compiled: the step goes through ``mx.compile``, which fuses element-wise chains.
         page: allocations are rounded up to it, in bytes.
+        flops_per_second, seconds_per_primitive: for rough comparisons of two plans on the same device only.
     """
 
     name: str
@@ -28,10 +29,30 @@ class Backend:
     carries_over: bool = False
     compiled: bool = False
     page: int = 1
+    flops_per_second: float = 4e10
+    seconds_per_primitive: float = 15e-6
 
 
 CPU = Backend("cpu", tasks_ahead=10, operations_per_task=10, carries_over=True)
-METAL = Backend("metal", tasks_ahead=10, operations_per_task=40, bytes_per_task=40 << 20, compiled=True, page=16384)
-CUDA = Backend("cuda", tasks_ahead=10, operations_per_task=100, bytes_per_task=1000 << 20, compiled=True, page=512)
+METAL = Backend(
+    "metal",
+    tasks_ahead=10,
+    operations_per_task=40,
+    bytes_per_task=40 << 20,
+    compiled=True,
+    page=16384,
+    flops_per_second=5e12,
+    seconds_per_primitive=10e-6,
+)
+CUDA = Backend(
+    "cuda",
+    tasks_ahead=10,
+    operations_per_task=100,
+    bytes_per_task=1000 << 20,
+    compiled=True,
+    page=512,
+    flops_per_second=5e13,
+    seconds_per_primitive=5e-6,
+)
 
 BACKENDS = {backend.name: backend for backend in (CPU, METAL, CUDA)}

@@ -55,7 +55,8 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
         changes: fields of :class:`optiq_core.train.config.TrainConfig` and their new values.
         text: one sentence for a person.
         expected_bytes: peak after the change, calibrated.
-        time_ratio: time per example, relative to the run as asked; from the matrix products alone.
+        time_ratio: time per example, relative to the run as asked; a rough estimate from the matrix products and the
+            number of primitives.
     """
 
     changes: dict[str, int | bool]
@@ -105,6 +106,20 @@ def judge(step: StepPlan, ceiling: Ceiling, calibration: Calibration) -> Verdict
         fits=not reasons,
         reasons=tuple(reasons),
     )
+
+
+def notes_of(verdict: Verdict) -> tuple[str, ...]:
+    """What a prediction leaves out, one sentence each; empty where the rules were checked against real steps."""
+    notes = []
+    if verdict.ceiling.backend != "cpu":
+        notes.append(
+            "the CPU's graph is planned: norms, RoPE and attention that this device computes in one kernel count as "
+            "their parts, chains that mx.compile fuses are not fused, and launches captured as a CUDA graph are not "
+            "modelled; the peak reads high"
+        )
+    if verdict.step.extrapolated:
+        notes.append("unrolled over time: extrapolated from shorter steps")
+    return tuple(notes)
 
 
 def _gb(count: int) -> str:

@@ -20,6 +20,7 @@ from optiq_core.train.records import (
     DataSummary,
     Record,
     check_data,
+    read_records,
     read_source,
 )
 
@@ -109,6 +110,19 @@ def load_data(
             f"max_seq_length={config.max_seq_length}; raise max_seq_length or shorten the prompts"
         )
     return TrainingData(train=train, valid=valid, digest=_digest((*train.examples, *valid.examples)))
+
+
+def load_examples(file: str | Path, tokenizer: Any, config: TrainConfig) -> list[Example]:
+    """The examples of one JSONL file that have a token to train on.
+
+    Raises:
+        DataError: naming file, line and key; also when there is none.
+    """
+    path = Path(file)
+    examples = _tokenize(read_records(path), tokenizer, config, path.name, None).examples
+    if not examples:
+        raise DataError(f"{path}: no example has a token to score within max_seq_length={config.max_seq_length}")
+    return examples
 
 
 def encode(

@@ -43,6 +43,27 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     learning_rate: float
 
 
+class StepPeak(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="peak"):
+    """Array memory in bytes of the largest part of a step so far, which had this padded shape."""
+
+    rows: int
+    width: int
+    positions: int
+    peak_bytes: int
+
+
+class Shrunk(msgspec.Struct, frozen=True, tag_field="type", tag="shrunk"):
+    """From now on ``rows`` rows are held at a time, because more would have exceeded the ceiling."""
+
+    rows: int
+
+
+class ShortOfMemory(msgspec.Struct, frozen=True, tag_field="type", tag="short"):
+    """Not even one row fits; the run stops with a checkpoint."""
+
+    reason: str
+
+
 class CheckpointSaved(msgspec.Struct, frozen=True, tag_field="type", tag="checkpoint"):
     """Training can go on from ``step``."""
 
@@ -62,16 +83,33 @@ class Succeeded(msgspec.Struct, frozen=True, tag_field="type", tag="succeeded"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="failed"):
-    """Training cannot go on; ``reason`` says why and what would be right."""
+    """Training cannot go on; ``reason`` says why and what would be right.
+
+    ``memory`` says that an allocation failed, when the process had, or asked for, ``at_bytes`` of array memory.
+    """
 
     reason: str
+    memory: bool = False
+    at_bytes: int = 0
 
 
 class Cancelled(msgspec.Struct, frozen=True, tag_field="type", tag="cancelled"):
     """Ended as asked, without an adapter."""
 
 
-Event = Heartbeat | Started | Progress | CheckpointSaved | Warned | Succeeded | Failed | Cancelled
+Event = (
+    Heartbeat
+    | Started
+    | Progress
+    | StepPeak
+    | Shrunk
+    | ShortOfMemory
+    | CheckpointSaved
+    | Warned
+    | Succeeded
+    | Failed
+    | Cancelled
+)
 
 _DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Event)
 

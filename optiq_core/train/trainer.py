@@ -23,7 +23,8 @@ from optiq_core.train.batches import Batch, BatchOrder, sequential
 from optiq_core.train.checkpoint import RunState, restore_best, restore_checkpoint, save_best, save_checkpoint
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.data import TrainingData
-from optiq_core.train.events import CheckpointSaved, Event, Progress, Started, Warned
+from optiq_core.train.events import CheckpointSaved, Event, Progress, ShortOfMemory, Shrunk, Started, StepPeak, Warned
+from optiq_core.train.guard import MemoryGuard, ShortOfMemoryError
 from optiq_core.train.layers import apply_lora, exported_tensors, merge_grids, recomputed_blocks
 from optiq_core.train.loftq import apply_loftq
 from optiq_core.train.loss import Loss, loss_for, number, to_inputs
@@ -84,6 +85,7 @@ def train(
     checkpoint_dir: Path,
     on_event: Callable[[Event], None] = lambda event: None,
     control: Callable[[], Signal] = lambda: "go",
+    guard: MemoryGuard | None = None,
     dtype: StoredType = "float32",
     overwrite: bool = False,
 ) -> TrainResult:
@@ -97,6 +99,7 @@ def train(
         checkpoint_dir: holds the newest checkpoint; left in place at the end.
         on_event: called with Started, Progress, CheckpointSaved and Warned.
         control: asked before every step and between its parts; ``cancel`` ends the run, ``stop`` with a checkpoint.
+        guard: holds fewer rows at a time, or stops the run with a checkpoint, before memory runs out.
         dtype: how the adapter's tensors are stored.
         overwrite: replace ``out_dir`` if it exists.
 
@@ -105,7 +108,15 @@ def train(
             was not finite for several steps in a row.
     """
     config.validate()
-    run = _Run(base, config, data=data, checkpoint_dir=checkpoint_dir, on_event=on_event, control=control)
+    run = _Run(
+        base,
+        config,
+        data=data,
+        checkpoint_dir=checkpoint_dir,
+        on_event=on_event,
+        control=control,
+        guard=guard or MemoryGuard(),
+    )
     return run.run(out_dir, dtype, overwrite)
 
 
@@ -119,8 +130,10 @@ class _Run:
         checkpoint_dir: Path,
         on_event: Callable[[Event], None],
         control: Callable[[], Signal],
+        guard: MemoryGuard,
     ) -> None:
-        self.base, self.config, self.data = base, config, data
+        self.base, self.config, self.data, self.guard = base, config, data, guard
+        self.rows, self.most_tokens = config.rows_at_a_time, 0
         self.checkpoint_dir, self.control = checkpoint_dir, control
         self._tell = on_event
         self.model: nn.Module = base.model
@@ -249,13 +262,20 @@ class _Run:
                 self._save_checkpoint()
                 return "stopped"
             started = time.perf_counter()
-            parts = order.parts(state.step, config.rows_at_a_time)
+            try:
+                parts = self._parts(order)
+            except ShortOfMemoryError as error:
+                self._save_checkpoint()
+                self.on_event(ShortOfMemory(str(error)))
+                return "stopped"
             seed_step(config.seed, state.step + 1)
+            self.guard.begin()
             try:
                 result = take_step(*map(to_inputs, parts), proceed=self._may_go_on)
             except InterruptedStepError:
                 continue
             state.step += 1
+            self._note_peak(parts)
             if self.pruner and result.applied:
                 self.pruner.prune(state.step)
             read, learned = self.processes.sums(
@@ -288,6 +308,24 @@ class _Run:
     def _may_go_on(self) -> bool:
         """Whether the next part of a step may begin; processes that share a step finish it together."""
         return self.processes.size > 1 or self.control() == "go"
+
+    def _parts(self, order: BatchOrder) -> list[Batch]:
+        """The next batch, in parts that fit."""
+        step = self.state.step
+        rows = self.guard.rows(self.rows, lambda rows: max(part.tokens.size for part in order.parts(step, rows)))
+        if rows < self.rows:
+            self.rows = rows
+            self.on_event(Shrunk(rows))
+        return order.parts(step, rows)
+
+    def _note_peak(self, parts: Sequence[Batch]) -> None:
+        """Report the peak of a step whose largest part is larger than any before."""
+        largest = max(parts, key=lambda part: part.tokens.size)
+        peak = self.guard.end(largest.tokens.size)
+        if largest.tokens.size > self.most_tokens:
+            self.most_tokens = largest.tokens.size
+            rows, width = largest.tokens.shape
+            self.on_event(StepPeak(rows=rows, width=width - 1, positions=len(largest.positions), peak_bytes=peak))
 
     def _skipped(self, in_a_row: int, parts: Sequence[Batch]) -> None:
         state = self.state
@@ -326,7 +364,7 @@ class _Run:
         self.model.eval()
         total, tokens = 0.0, 0
         examples = self.data.valid.examples[: self.config.batch_size * VALID_BATCHES]
-        for batch in sequential(examples, batch_size=self.config.rows_at_a_time, limit=len(examples)):
+        for batch in sequential(examples, batch_size=self.rows, limit=len(examples)):
             value, count = self.loss(self.model, to_inputs(batch))
             total += number(value) * number(count)
             tokens += int(number(count))
@@ -346,7 +384,7 @@ class _Run:
                 tokens_per_second=meter.tokens_per_second,
                 trained_tokens=state.trained_tokens,
                 seconds_left=(config.iters - state.step) * meter.seconds_per_step,
-                peak_memory_bytes=mx.get_peak_memory(),
+                peak_memory_bytes=self.guard.peak,
                 learning_rate=float(self.optimizer.learning_rate),
             )
         )

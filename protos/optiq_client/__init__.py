@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         Unavailable,
         Violation,
     )
-    from optiq_client.jobs import JobSchedule, JobWait
+    from optiq_client.jobs import JobGateResult, JobPublication, JobSchedule, JobWait
     from optiq_client.routing import Route, RouteCount, RouteDecision, RouteTrial, ShadowAnswer
     from optiq_client.states import (
         AdapterState,
@@ -96,7 +96,7 @@ _HOME = {
     "chat": ("Message", "Tool", "ToolCall"),
     "client": ("Client", "Generation", "Stream"),
     "credentials": ("CredentialsError", "Tls"),
-    "jobs": ("JobSchedule", "JobWait"),
+    "jobs": ("JobGateResult", "JobPublication", "JobSchedule", "JobWait"),
     "routing": ("Route", "RouteCount", "RouteDecision", "RouteTrial", "ShadowAnswer"),
     "tenancy": ("Tenant", "TenantLoad", "TenantQuotas", "TenantRole", "TenantToken", "TenantUsage"),
     "errors": (
@@ -148,6 +148,8 @@ __all__ = [
     "HealthStatus",
     "InvalidRequest",
     "Job",
+    "JobGateResult",
+    "JobPublication",
     "JobSchedule",
     "JobState",
     "JobUpdate",

@@ -13,7 +13,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from optiq_client import convert_jobs
 from optiq_client import types as t
 from optiq_client.calls import PAGE_SIZE, Call, Page, _nothing, tenant_name
-from optiq_client.jobs import JobSchedule
+from optiq_client.jobs import JobPublication, JobSchedule
 from optiq_protos.v1 import training_pb2, training_queue_pb2
 
 _SERVICE = "/optiq.v1.TrainingService"
@@ -25,7 +25,13 @@ def job_name(tenant: str, job: str) -> str:
 
 
 def create_job(
-    tenant: str, adapter_id: str, config: t.TrainingConfig, schedule: JobSchedule, request_id: str
+    tenant: str,
+    adapter_id: str,
+    config: t.TrainingConfig,
+    *,
+    schedule: JobSchedule,
+    publication: JobPublication,
+    request_id: str,
 ) -> Call[t.Job]:
     """TrainingService.CreateTrainingJob; a relative data path is taken from the caller's directory."""
     message = _training_config(config)
@@ -35,6 +41,7 @@ def create_job(
         config=message,
         request_id=request_id or str(uuid.uuid4()),  # makes grpc's own retries safe
         schedule=_schedule(tenant, schedule),
+        publication=_publication(publication),
     )
     return Call(f"{_SERVICE}/CreateTrainingJob", request, training_pb2.CreateTrainingJobResponse, _job)
 
@@ -47,6 +54,16 @@ def plan_job(tenant: str, config: t.TrainingConfig) -> Call[t.TrainingPlan]:
         request,
         training_pb2.PlanTrainingJobResponse,
         lambda r: convert_jobs.training_plan(r.plan),
+    )
+
+
+def _publication(publication: JobPublication) -> training_queue_pb2.JobPublication:
+    path = publication.gate_path
+    return training_queue_pb2.JobPublication(
+        route=publication.route,
+        route_weight=publication.route_weight,
+        gate=publication.gate or bool(path),
+        gate_path=str(Path(path).absolute()) if path else "",
     )
 
 
@@ -116,6 +133,12 @@ def resume_job(tenant: str, job: str) -> Call[t.Job]:
     """TrainingService.ResumeTrainingJob."""
     request = training_pb2.ResumeTrainingJobRequest(name=job_name(tenant, job))
     return Call(f"{_SERVICE}/ResumeTrainingJob", request, training_pb2.ResumeTrainingJobResponse, _job)
+
+
+def publish_job(tenant: str, job: str) -> Call[t.Job]:
+    """TrainingService.PublishTrainingJob."""
+    request = training_pb2.PublishTrainingJobRequest(name=job_name(tenant, job))
+    return Call(f"{_SERVICE}/PublishTrainingJob", request, training_pb2.PublishTrainingJobResponse, _job)
 
 
 def delete_job(tenant: str, job: str) -> Call[None]:

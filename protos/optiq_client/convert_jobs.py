@@ -7,7 +7,7 @@ from typing import Any
 from optiq_client import states
 from optiq_client import types as t
 from optiq_client.convert import _enum, _optional_time
-from optiq_client.jobs import JobSchedule, JobWait
+from optiq_client.jobs import JobGateResult, JobPublication, JobSchedule, JobWait
 from optiq_protos.v1 import training_pb2, training_queue_pb2
 
 
@@ -63,7 +63,14 @@ def job(message: training_pb2.TrainingJob) -> t.Job:
         plan=training_plan(message.plan) if message.HasField("plan") else None,
         schedule=job_schedule(message.schedule),
         wait=job_wait(message.wait) if message.HasField("wait") else None,
+        reduced=message.reduced,
+        publication=JobPublication(**_plain(message.publication)),
+        gate_result=JobGateResult(**_plain(message.gate_result)) if message.HasField("gate_result") else None,
     )
+
+
+def _plain(message: Any) -> dict[str, Any]:
+    return {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
 
 
 def job_schedule(message: training_queue_pb2.JobSchedule) -> JobSchedule:
@@ -88,7 +95,7 @@ def job_wait(message: training_queue_pb2.JobWait) -> JobWait:
 def training_plan(message: training_pb2.TrainingPlan) -> t.TrainingPlan:
     """What a run is predicted to take."""
     plain = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
-    plain["reasons"] = tuple(message.reasons)
+    plain["reasons"], plain["notes"] = tuple(message.reasons), tuple(message.notes)
     plain["advice"] = tuple(t.TrainingAdvice(a.text, a.expected_bytes, a.time_ratio) for a in message.advice)
     return t.TrainingPlan(**plain)
 

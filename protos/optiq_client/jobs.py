@@ -25,6 +25,36 @@ AT_ONCE = JobSchedule()
 
 
 @dataclass(frozen=True, slots=True)
+class JobPublication:
+    """What becomes of the adapter of a job that succeeds.
+
+    With ``route``, that route gives the new version ``route_weight`` of 100 requests (0 means 5), and what it serves
+    now keeps the rest. With ``gate``, the adapter is published only if its loss on ``gate_path`` (by default the data's
+    ``valid.jsonl``) is below that of the version served now, or of the base; otherwise it is kept, unpublished.
+    """
+
+    route: str = ""
+    route_weight: int = 0
+    gate: bool = False
+    gate_path: str = ""
+
+
+PLAIN = JobPublication()
+
+
+@dataclass(frozen=True, slots=True)
+class JobGateResult:
+    """How the gate decided: nats per token over the same ``tokens``; ``present`` is what was to be beaten."""
+
+    passed: bool
+    loss: float
+    present_loss: float
+    present: str
+    tokens: int
+    data_path: str
+
+
+@dataclass(frozen=True, slots=True)
 class JobWait:
     """What a WAITING job waits for; fields that do not belong to the reason are 0, empty or None.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from optiq_client import calls_training as calls
 from optiq_client import types as t
-from optiq_client.jobs import AT_ONCE, JobSchedule
+from optiq_client.jobs import AT_ONCE, PLAIN, JobPublication, JobSchedule
 
 if TYPE_CHECKING:
     from optiq_client.aio import AsyncClient, AsyncStream
@@ -28,11 +28,19 @@ class Training:
         config: t.TrainingConfig,
         *,
         schedule: JobSchedule = AT_ONCE,
+        publication: JobPublication = PLAIN,
         request_id: str = "",
         timeout: float | None = None,
     ) -> t.Job:
         """Queue a job whose result is served as ``adapter_id``. The same ``request_id`` returns the same job."""
-        call = calls.create_job(self._client.tenant, adapter_id, config, schedule, request_id)
+        call = calls.create_job(
+            self._client.tenant,
+            adapter_id,
+            config,
+            schedule=schedule,
+            publication=publication,
+            request_id=request_id,
+        )
         return self._client.run(call, timeout)
 
     def plan(self, config: t.TrainingConfig, *, timeout: float | None = 180.0) -> t.TrainingPlan:
@@ -81,6 +89,10 @@ class Training:
         """Let a held job go on from its checkpoint."""
         return self._client.run(calls.resume_job(self._client.tenant, job), timeout)
 
+    def publish(self, job: str, *, timeout: float | None = None) -> t.Job:
+        """Publish the adapter of a job that its gate kept."""
+        return self._client.run(calls.publish_job(self._client.tenant, job), timeout)
+
     def delete(self, job: str, *, timeout: float | None = None) -> None:
         """Remove a job that has ended, with its checkpoints; its adapter stays."""
         self._client.run(calls.delete_job(self._client.tenant, job), timeout)
@@ -102,11 +114,19 @@ class AsyncTraining:
         config: t.TrainingConfig,
         *,
         schedule: JobSchedule = AT_ONCE,
+        publication: JobPublication = PLAIN,
         request_id: str = "",
         timeout: float | None = None,
     ) -> t.Job:
         """Queue a job whose result is served as ``adapter_id``. The same ``request_id`` returns the same job."""
-        call = calls.create_job(self._client.tenant, adapter_id, config, schedule, request_id)
+        call = calls.create_job(
+            self._client.tenant,
+            adapter_id,
+            config,
+            schedule=schedule,
+            publication=publication,
+            request_id=request_id,
+        )
         return await self._client.run(call, timeout)
 
     async def plan(self, config: t.TrainingConfig, *, timeout: float | None = 180.0) -> t.TrainingPlan:
@@ -154,6 +174,10 @@ class AsyncTraining:
     async def resume(self, job: str, *, timeout: float | None = None) -> t.Job:
         """Let a held job go on from its checkpoint."""
         return await self._client.run(calls.resume_job(self._client.tenant, job), timeout)
+
+    async def publish(self, job: str, *, timeout: float | None = None) -> t.Job:
+        """Publish the adapter of a job that its gate kept."""
+        return await self._client.run(calls.publish_job(self._client.tenant, job), timeout)
 
     async def delete(self, job: str, *, timeout: float | None = None) -> None:
         """Remove a job that has ended, with its checkpoints; its adapter stays."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from optiq_client.chat import ToolCall
-from optiq_client.jobs import AT_ONCE, JobSchedule, JobWait
+from optiq_client.jobs import AT_ONCE, PLAIN, JobGateResult, JobPublication, JobSchedule, JobWait
 from optiq_client.states import AdapterState, ChangeType, EngineState, FinishReason, JobState, RankScaling
 
 
@@ -292,6 +292,10 @@ class TrainingPlan:
     reasons: tuple[str, ...]
     advice: tuple[TrainingAdvice, ...]
     peak_at: str
+    calibration_factor: float = 1.0
+    calibration_margin: float = 0.0
+    calibration_runs: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +317,9 @@ class Job:
     plan: TrainingPlan | None = None
     schedule: JobSchedule = AT_ONCE
     wait: JobWait | None = None
+    reduced: str = ""
+    publication: JobPublication = PLAIN
+    gate_result: JobGateResult | None = None
 
     @property
     def id(self) -> str:

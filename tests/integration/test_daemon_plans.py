@@ -36,9 +36,9 @@ def test_a_job_that_would_not_fit_is_refused_with_advice_that_runs(
         assert refused.plan is not None
         assert [advice.text for advice in refused.plan.advice] == [advice.text for advice in plan.advice]
 
-        smaller = next(a for a in plan.advice if a.text.startswith("batch_size"))
-        size = int(smaller.text.split()[1].rstrip(","))
-        small = client.training.create("small", replace(config, batch_size=size))
+        smaller = next(a for a in plan.advice if a.text.startswith("micro_batch_size"))
+        rows = int(smaller.text.split()[1].rstrip(","))
+        small = client.training.create("small", replace(config, micro_batch_size=rows))
         assert eventually(lambda: client.training.get(small.id).state.ended, 120)
         done = client.training.get(small.id)
         assert done.state is JobState.SUCCEEDED, done.state_reason

@@ -29,6 +29,7 @@ from optiq_client import (
     FinishReason,
     HealthStatus,
     InvalidRequest,
+    JobPublication,
     JobSchedule,
     JobState,
     Message,
@@ -63,8 +64,8 @@ PUBLIC = """
 Adapter AdapterChange AdapterModule AdapterState AdapterVersion AlreadyExists AsyncClient AsyncGeneration AsyncStream
 Base BatchStats Cancelled ChangeType Chunk Client ConnectionFailed CredentialsError DeadlineExceeded Device Engine
 EngineState Event FailedPrecondition FinishReason Finished Generation GenerationEvent HealthStatus InvalidRequest Job
-JobSchedule JobState JobUpdate JobWait LiveRequest Message NotFound OptiqClientError PermissionDenied Progress
-QuarantineReason Queued
+JobGateResult JobPublication JobSchedule JobState JobUpdate JobWait LiveRequest Message NotFound
+OptiqClientError PermissionDenied Progress QuarantineReason Queued
 RankScaling ResourceExhausted Route RouteCount RouteDecision RouteTrial ServedAdapter ServerError ShadowAnswer Started
 Status Stream Tenant TenantLoad TenantQuotas TenantRole TenantToken TenantUsage Timings Tls TokenLogprob
 Tool ToolCall TrainingAdvice TrainingConfig TrainingPlan Unavailable Usage Violation WaitReason
@@ -130,7 +131,10 @@ def test_every_rpc_has_a_call_with_the_right_messages() -> None:
         calls.list_versions("t", "a", ""),
         calls.list_modules("t", "a", ""),
         calls.rollback_adapter("t", "a", "-1", ""),
-        calls_training.create_job("t", "a", config, JobSchedule(after=("b",)), ""),
+        calls_training.create_job(
+            "t", "a", config, schedule=JobSchedule(after=("b",)), publication=JobPublication(), request_id=""
+        ),
+        calls_training.publish_job("t", "j"),
         calls_training.plan_job("t", config),
         calls_training.get_job("t", "j"),
         calls_training.list_jobs("t", ""),
@@ -169,6 +173,8 @@ def test_every_wire_field_arrives(client: Client) -> None:
         (training_pb2.TrainingAdvice, optiq_client.TrainingAdvice),
         (training_pb2.TrainingProgress, optiq_client.Progress),
         (training_queue_pb2.JobSchedule, JobSchedule),
+        (training_queue_pb2.JobPublication, JobPublication),
+        (training_queue_pb2.JobGateResult, optiq_client.JobGateResult),
         (training_queue_pb2.JobWait, optiq_client.JobWait),
         (runtime_pb2.RuntimeStatus, optiq_client.Status),
         (runtime_pb2.EngineStatus, optiq_client.Engine),

@@ -45,6 +45,14 @@ def test_followed_advice_fits(folder: Path) -> None:
     assert advise(Planner(folder, ceiling(need)), CONFIG).fits
 
 
+def test_fewer_rows_at_a_time_cost_a_little_time_and_nothing_else(folder: Path) -> None:
+    config = msgspec.structs.replace(CONFIG, batch_size=8, grad_checkpoint=True, loss_chunk=64)
+    need = Planner(folder, ceiling(1 << 40)).judge(config).bound_bytes
+    verdict = advise(Planner(folder, ceiling(int(need * 0.8))), config)
+    assert verdict.advice[0].changes == {"micro_batch_size": 4}
+    assert 1.0 < verdict.advice[0].time_ratio < 1.5
+
+
 def test_resources_are_a_cliff_of_their_own(folder: Path) -> None:
     verdict = Planner(folder, ceiling(1 << 40, resources=10)).judge(CONFIG)
     assert not verdict.fits

@@ -17,6 +17,7 @@ SUMMARIES: dict[str, str] = {
     "kv": "Compare KV caches: what they lose, what a token takes, how long a decode step takes.",
     "planner": "Compare the planner's predictions with real training steps.",
     "admission": "Check that no admitted job exceeds its ceiling, and how many refused ones would have fit.",
+    "policies": "Measure serving and training beside each other under each policy, against either alone.",
     "gateway": "Compare gRPC and HTTP with the engine alone.",
     "fairness": "Measure a tenant's first-token time under another's flood, and the shares of two that saturate.",
     "drop": "Time from the end of a copy to routable, for 1, 10 and 100 folders.",

@@ -1,4 +1,4 @@
-"""``optiq jobs pause | resume | set | cancel | rm``: what one does with a job that is there."""
+"""``optiq jobs pause | resume | set | cancel | publish | rm``: what one does with a job that is there."""
 
 from __future__ import annotations
 
@@ -47,9 +47,27 @@ def schedule_options(command: F) -> F:
     return command
 
 
+def publication_options(command: F) -> F:
+    """Add --route, --route-weight, --gate and --gate-data."""
+    for option in (
+        click.option(
+            "--gate-data",
+            "gate_path",
+            default="",
+            type=click.Path(exists=True, dir_okay=False),
+            help="JSONL file to score on; implies --gate [the data's valid.jsonl].",
+        ),
+        click.option("--gate", is_flag=True, help="Publish only if its loss beats the present version's."),
+        click.option("--route-weight", type=click.IntRange(1, 100), default=5, show_default=True, help="Of 100."),
+        click.option("--route", default="", help="Give the new version only --route-weight of this route's requests."),
+    ):
+        command = option(command)
+    return command
+
+
 def add_controls(group: click.Group) -> None:
     """Add the commands to `optiq jobs`."""
-    for command in (pause, resume, change, cancel, remove):
+    for command in (pause, resume, change, cancel, publish, remove):
         group.add_command(command)
 
 
@@ -109,6 +127,16 @@ def cancel(job: str, connection: Connection, as_json: bool) -> None:
     """End a job at its next step."""
     with connection.client() as client:
         print_job(client.training.cancel(job), as_json)
+
+
+@click.command(epilog="\b\nExamples:\n  optiq jobs publish units-0001")
+@click.argument("job", shell_complete=complete_job)
+@connection_options
+@json_option
+def publish(job: str, connection: Connection, as_json: bool) -> None:
+    """Publish the adapter of a job that its gate kept."""
+    with connection.client() as client:
+        print_job(client.training.publish(job), as_json)
 
 
 @click.command("rm", epilog="\b\nExamples:\n  optiq jobs rm units-0001")

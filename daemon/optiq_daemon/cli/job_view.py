@@ -23,6 +23,10 @@ def print_plan(plan: TrainingPlan, as_json: bool) -> int:
     output.print_fields({name: f"{getattr(plan, f'{name}_bytes') / 1e9:.3f} GB" for name in parts})
     limit = f" of {plan.resource_limit:,}" if plan.resource_limit else ""
     output.print_fields({"resources": f"{plan.live_buffers:,}{limit}", "fullest": plan.peak_at})
+    learned = f"from {plan.calibration_runs} runs; margin {plan.calibration_margin:.1%}"
+    output.print_fields({"calibration": f"factor {plan.calibration_factor:.3f}, {learned}"})
+    for note in plan.notes:
+        output.print_fields({"note": note})
     click.echo("fits" if plan.fits else f"does not fit: {'; '.join(plan.reasons)}")
     for advice in plan.advice:
         click.echo(f"  {advice.text}")
@@ -78,6 +82,7 @@ def print_job(job: Job, as_json: bool) -> None:
             "priority": str(job.schedule.priority) if job.schedule.priority else "",
             "after": ", ".join(name.rpartition("/")[2] for name in job.schedule.after),
             "not before": _time(job.schedule.not_before),
+            "reduced": job.reduced,
             "plan": _plan_line(job.plan) if job.plan else "",
             "rank": f"{config.rank or 8} {config.rank_scaling.lower()}",
             "steps": f"{config.iters or 100} of batch {config.batch_size or 4}",

@@ -9,7 +9,7 @@ import click
 from optiq_core.train.options import module_names, train_options
 from optiq_daemon.cli import output
 from optiq_daemon.cli.exits import EXIT_OK
-from optiq_daemon.cli.job_controls import add_controls, schedule_options
+from optiq_daemon.cli.job_controls import add_controls, publication_options, schedule_options
 from optiq_daemon.cli.job_view import print_job, print_plan, watch_job
 from optiq_daemon.cli.options import Connection, complete_job, connection_options, json_option
 
@@ -82,7 +82,8 @@ def watch(job: str, connection: Connection, as_json: bool) -> int:
     "  optiq jobs submit --adapter units --data ./units --max-seq-length 4096 --dry-run\n"
     "  optiq jobs submit --config run.yaml --adapter tone --data ./tone\n"
     "  optiq jobs submit --adapter tone --data ./tone --rank 16 --rank-scaling constant --target-modules q_proj\n"
-    "  optiq jobs submit --adapter night --data ./large --at 2026-11-22T23:00 --priority -10"
+    "  optiq jobs submit --adapter night --data ./large --at 2026-11-22T23:00 --priority -10\n"
+    "  optiq jobs submit --adapter support --data ./week --gate --route support --route-weight 5"
 )
 @click.option("--adapter", required=True, help="Name to serve the result under.")
 @click.option(
@@ -93,6 +94,7 @@ def watch(job: str, connection: Connection, as_json: bool) -> int:
 )
 @train_options(remote=True)
 @schedule_options
+@publication_options
 @click.option("--watch", "follow", is_flag=True, help="Show its progress until it ends.")
 @click.option("--dry-run", is_flag=True, help="Say what it would take and what would fit; queue nothing.")
 @connection_options
@@ -108,12 +110,16 @@ def submit(
     priority: int | None,
     after: tuple[str, ...],
     not_before: datetime | None,
+    route: str,
+    route_weight: int,
+    gate: bool,
+    gate_path: str,
     connection: Connection,
     as_json: bool,
     **settings: object,
 ) -> int:
     """Queue a training job; its adapter is served when it succeeds. [Defaults] are the daemon's."""
-    from optiq_client import JobSchedule, RankScaling, TrainingConfig
+    from optiq_client import JobPublication, JobSchedule, RankScaling, TrainingConfig
 
     config = TrainingConfig(
         data_path=data,
@@ -125,7 +131,8 @@ def submit(
         if dry_run:
             return print_plan(client.training.plan(config), as_json)
         schedule = JobSchedule(priority or 0, after, not_before)
-        job = client.training.create(adapter, config, schedule=schedule)
+        publication = JobPublication(route, route_weight if route else 0, gate or bool(gate_path), gate_path)
+        job = client.training.create(adapter, config, schedule=schedule, publication=publication)
         if not follow:
             print_job(job, as_json)
             return EXIT_OK

@@ -69,12 +69,14 @@ class JobAdmission:
 
     async def plan(self, record: JobRecord, running: Sequence[Held]) -> Verdict | None:
         """The verdict on a job as its next trainer would run it; None if it could not be planned."""
-        return await self._ask(await self.write_job(record), running)
+        return await self._ask(await self.write_job(record), running, record.reduced.limit_bytes)
 
     async def write_job(self, record: JobRecord) -> Path:
         """Write what the trainer and the planner read; returns the file."""
         path = self._folder / record.id / JOB_FILE
-        await asyncio.to_thread(_write, path, self._content(record.config, record.adapter_id, record.key.name))
+        limit = record.plan.ceiling.free_bytes if record.plan is not None else self.memory_bytes
+        content = self._content(record.running_config, record.adapter_id, record.key.name, limit)
+        await asyncio.to_thread(_write, path, content)
         return path
 
     async def now(self, record: JobRecord, running: Sequence[Held]) -> Verdict | None:
@@ -82,6 +84,8 @@ class JobAdmission:
         if record.plan is None:
             return None
         ceiling = await self._ceiling(record.plan.ceiling, running)
+        if own := record.reduced.limit_bytes:
+            ceiling = msgspec.structs.replace(ceiling, user_bytes=min(ceiling.user_bytes or own, own))
         return judge(record.plan.step, ceiling, record.plan.calibration)
 
     async def _ceiling(self, old: Ceiling, running: Sequence[Held]) -> Ceiling:
@@ -91,12 +95,11 @@ class JobAdmission:
         resident = await self._resident_bytes(old.backend, running)
         return msgspec.structs.replace(old, resident_bytes=resident, user_bytes=user)
 
-    async def _ask(self, job: Path, running: Sequence[Held]) -> Verdict | None:
+    async def _ask(self, job: Path, running: Sequence[Held], own_limit: int = 0) -> Verdict | None:
+        limit = min(filter(None, (self.memory_bytes, own_limit)), default=0)
         base = self._engine.base
         resident = await self._resident_bytes(base.device_kind if base is not None else "cpu", running)
-        return await planning.ask(
-            job, limit_bytes=self.memory_bytes, resident_bytes=resident, calibration=self.calibration
-        )
+        return await planning.ask(job, limit_bytes=limit, resident_bytes=resident, calibration=self.calibration)
 
     async def _resident_bytes(self, backend: str, running: Sequence[Held]) -> int:
         """What the device's own figure of free memory does not count yet, or does not count at all."""
@@ -113,7 +116,7 @@ class JobAdmission:
         # 0 would be no limit.
         return max(1, self.memory_bytes - sum(held.bound_bytes for held in running))
 
-    def _content(self, config: TrainConfig, adapter_id: str, name: str) -> bytes:
+    def _content(self, config: TrainConfig, adapter_id: str, name: str, limit_bytes: int = 0) -> bytes:
         base = self._engine.base
         assert base is not None
         job = {
@@ -122,6 +125,7 @@ class JobAdmission:
             "config": msgspec.to_builtins(config),
             "adapter_id": adapter_id,
             "job": name,
+            "limit_bytes": limit_bytes,
         }
         return msgspec.json.encode(job)
 
@@ -148,13 +152,13 @@ def held_by(record: JobRecord, pid: int | None) -> Held:
     return Held(record.bound_bytes, resident)
 
 
-def data_stamp(folder: str) -> str:
-    """Changes when the training files do; empty if there are none."""
-    found = []
-    for name in (TRAIN_FILE, VALID_FILE):
+def data_stamp(data: str) -> str:
+    """Changes when the training file or files do; empty if there are none."""
+    path, found = Path(data), []
+    for file in (path,) if path.is_file() else (path / TRAIN_FILE, path / VALID_FILE):
         with contextlib.suppress(OSError):
-            seen = (Path(folder) / name).stat()
-            found.append(f"{name} {seen.st_size} {seen.st_mtime_ns}")
+            seen = file.stat()
+            found.append(f"{file.name} {seen.st_size} {seen.st_mtime_ns}")
     return ", ".join(found)
 
 

@@ -10,31 +10,31 @@ from pathlib import Path
 
 import msgspec
 
-from optiq_core.errors import AdapterError, OptiqError
 from optiq_core.planner.plan import Verdict
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.events import Progress
-from optiq_daemon.errors import ConflictError, InvalidRequestError, NotFoundError, RefusedError, UnavailableError
+from optiq_daemon.errors import ConflictError, InvalidRequestError, NotFoundError, RefusedError
 from optiq_daemon.events import EventLog
 from optiq_daemon.ingest import Ingest
 from optiq_daemon.jobs.admission import JobAdmission
 from optiq_daemon.jobs.book import JobBook
 from optiq_daemon.jobs.dispatch import Dispatcher
-from optiq_daemon.jobs.records import AT_ONCE, MAX_AFTER, PRIORITIES, JobRecord, Schedule
+from optiq_daemon.jobs.policy import Pacer, Policy
+from optiq_daemon.jobs.publish import Publisher, check_publication
+from optiq_daemon.jobs.records import AT_ONCE, MAX_AFTER, PLAIN, PRIORITIES, JobRecord, Publication, Schedule
 from optiq_daemon.jobs.recovery import recover
 from optiq_daemon.jobs.runner import JobRun
-from optiq_daemon.names import AdapterKey, JobKey, new_job_id
+from optiq_daemon.live import LiveTable
+from optiq_daemon.names import JobKey, new_job_id
 from optiq_daemon.quotas import QuotaGate
-from optiq_daemon.records import AdapterRecord
+from optiq_daemon.registry import Registry
+from optiq_daemon.routes import Routes
 from optiq_daemon.signals import Changed
 from optiq_daemon.states import JobState
 from optiq_daemon.store import Store
 from optiq_daemon.supervisor import EngineSupervisor
+from optiq_daemon.tasks import Tasks
 from optiq_daemon.usage import UsageTable
-
-# Between tries to install what was trained, and how often the file system may refuse.
-INSTALL_PAUSE_S = 1.0
-INSTALL_TRIES = 5
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +47,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         attempts: trainer processes that may die in a row without a new checkpoint.
         memory_bytes: what all running jobs together may take; 0 for what is free.
         load_in: how the base is quantized at load, as the engine has it; empty for as it is.
+        policy, latency_s: see :class:`optiq_daemon.jobs.policy.Pacer`.
     """
 
     places: int = 1
@@ -55,6 +56,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 3
     memory_bytes: int = 0
     load_in: str = ""
+    policy: Policy = "share"
+    latency_s: float = 0.25
 
 
 class JobQueue:
@@ -62,6 +65,7 @@ class JobQueue:
 
     Args:
         folder: one folder per job below it.
+        live: requests that are being served.
         calibration: what finished jobs have taught the planner.
         gate: says how many jobs a tenant may have open.
         weight: a tenant's share of training time, relative to the others.
@@ -76,14 +80,16 @@ class JobQueue:
         ingest: Ingest,
         folder: Path,
         *,
+        registry: Registry,
+        routes: Routes,
         limits: Limits,
+        live: LiveTable,
         calibration: Path,
         gate: QuotaGate,
         weight: Callable[[str], float],
         usage: UsageTable,
     ) -> None:
         self._store = store
-        self._ingest = ingest
         self._folder = folder
         self._limits = limits
         self._gate = gate
@@ -101,13 +107,20 @@ class JobQueue:
             make_run=self._run,
         )
 
+        self._publisher = Publisher(self._book, ingest, registry, routes, folder)
+        self._pacer = Pacer(limits.policy, limits.latency_s, live, lambda: self.running)
+        live.check = self._pacer.check_request
+        self._tasks = Tasks()
+
     def start(self) -> None:
         """Take up what was queued or cut off, and begin to work."""
         recover(self._book, self._limits.attempts)
         self._dispatcher.start()
+        self._tasks.start(self._pacer.run(), "training policy")
 
     async def drain(self, seconds: float) -> None:
         """Stop: running trainers save a checkpoint, and their jobs are queued to go on at the next start."""
+        await self._tasks.cancel()
         await self._dispatcher.drain(seconds)
 
     @property
@@ -125,13 +138,15 @@ class JobQueue:
         tenant: str,
         adapter_id: str,
         config: TrainConfig,
+        *,
         request_id: str = "",
         schedule: Schedule = AT_ONCE,
+        publication: Publication = PLAIN,
     ) -> JobRecord:
         """Queue a job; the same tenant and request id return the same job.
 
         Raises:
-            InvalidRequestError: a field of the schedule is wrong.
+            InvalidRequestError: a field of the schedule or of the publication is wrong.
             NotFoundError: there is no such tenant.
             QuotaError: the tenant has too many open jobs.
         """
@@ -141,6 +156,7 @@ class JobQueue:
         if not self._store.has_tenant(tenant):
             raise NotFoundError("tenant", f"tenants/{tenant}", f"there is no tenant {tenant!r}")
         self._check_schedule(tenant, schedule)
+        check_publication(publication, config)
         self._gate.check(tenant, "queued_jobs", self.open_count(tenant), retry_seconds=60.0)
         record = JobRecord(
             id=new_job_id(adapter_id),
@@ -149,6 +165,7 @@ class JobQueue:
             request_id=request_id or uuid.uuid4().hex,
             config=config,
             schedule=schedule,
+            publication=publication,
         )
         self._book.add(record)
         return record
@@ -271,6 +288,20 @@ class JobQueue:
         self._book.save(record)
         return record
 
+    async def publish(self, key: JobKey) -> JobRecord:
+        """Publish the adapter of a job that the gate kept; no effect on one that is published.
+
+        Raises:
+            RefusedError: the job has no adapter.
+        """
+        record = self.get(key)
+        adapter = self._folder / key.job / "adapter"
+        if record.state is not JobState.SUCCEEDED or not adapter.is_dir():
+            raise RefusedError(f"{key.name} is {record.state.name} and has no adapter to publish", reason="NO_ADAPTER")
+        if not record.adapter_digest:
+            await self._publisher.publish(record, adapter)
+        return record
+
     async def delete(self, key: JobKey) -> None:
         """Remove a job that has ended, with its files.
 
@@ -317,34 +348,8 @@ class JobQueue:
             book=self._book,
             admission=self._admission,
             usage=self._usage,
-            publish=self._publish,
+            publish=self._publisher.finish,
             silence_s=self._limits.silence_s,
             attempts=self._limits.attempts,
+            alone=self._limits.policy == "exclusive",
         )
-
-    async def _publish(self, record: JobRecord, adapter: Path) -> None:
-        key = AdapterKey(record.tenant, record.adapter_id)
-        try:
-            served = await self._installed(key, adapter)
-        except AdapterError as error:
-            self._book.set(record, JobState.FAILED, f"the trained adapter was refused: {error}")
-        except (OptiqError, OSError) as error:
-            self._book.set(record, JobState.FAILED, f"the trained adapter in {adapter} could not be installed: {error}")
-        else:
-            record.adapter_digest = served.digest
-            self._book.set(record, JobState.SUCCEEDED)
-
-    async def _installed(self, key: AdapterKey, adapter: Path) -> AdapterRecord:
-        """Install what was trained, as soon as there is an engine: one that has just died is no fault of the job."""
-        failures = 0
-        while True:
-            try:
-                return await self._ingest.install(key, adapter, "training")
-            except UnavailableError:
-                pass
-            except OSError:
-                # Somebody may have moved the drop folder away for a moment; a full disk stays full.
-                failures += 1
-                if failures == INSTALL_TRIES:
-                    raise
-            await asyncio.sleep(INSTALL_PAUSE_S)

@@ -8,19 +8,32 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from optiq_core.planner.calibration import CalibrationStore, Observation
-from optiq_core.train.events import CheckpointSaved, Event, Progress, Started, Warned
+from optiq_core.train.events import (
+    CheckpointSaved,
+    Event,
+    Progress,
+    ShortOfMemory,
+    Shrunk,
+    Started,
+    StepPeak,
+    Warned,
+)
 from optiq_daemon.errors import log_unexpected
 from optiq_daemon.jobs.admission import JobAdmission
 from optiq_daemon.jobs.book import JobBook
 from optiq_daemon.jobs.records import JobRecord
-from optiq_daemon.jobs.recovery import AGAIN, died
+from optiq_daemon.jobs.recovery import AGAIN, died, killed, out_of_memory, reduce
 from optiq_daemon.states import JobState
 from optiq_daemon.trainer import Outcome, Trainer
 from optiq_daemon.usage import UsageTable
 
 # Between two writes of the time that a running job has taken.
 CHARGE_S = 1.0
+
+HOLDS = "holds while requests are served"
 
 Stop = Literal["", "pause", "yield", "drain"]
 Publish = Callable[[JobRecord, Path], Awaitable[None]]
@@ -34,6 +47,7 @@ class JobRun:
         silence_s: seconds without a sign of life after which the trainer is killed.
         attempts: trainer processes that may die in a row without a new checkpoint.
         publish: takes the adapter of a job that succeeded, and ends the job.
+        alone: nothing is served meanwhile.
     """
 
     def __init__(
@@ -47,9 +61,10 @@ class JobRun:
         publish: Publish,
         silence_s: float,
         attempts: int,
+        alone: bool,
     ) -> None:
         self.record = record
-        self.trainer: Trainer | None = Trainer(folder, silence_s=silence_s, on_event=self._heard)
+        self.trainer: Trainer | None = Trainer(folder, silence_s=silence_s, on_event=self._heard, alone=alone)
         self._book = book
         self._admission = admission
         self._usage = usage
@@ -57,6 +72,8 @@ class JobRun:
         self._attempts = attempts
         self._began = self._charged = time.monotonic()
         self._stop: Stop = ""
+        self._short = ""
+        self._peak: StepPeak | None = None
 
     @property
     def seconds(self) -> float:
@@ -94,7 +111,7 @@ class JobRun:
         finally:
             self.trainer = None
             self.charge()
-        await asyncio.to_thread(self._learn)
+        await asyncio.to_thread(self._learn, outcome)
         await self._ended(outcome)
 
     async def stop(self, why: Stop) -> None:
@@ -109,6 +126,13 @@ class JobRun:
         """It was to be paused, and is to go on: it is queued as soon as it has stopped."""
         if self._stop == "pause":
             self._stop = "yield"
+
+    async def set_pace(self, pace: float) -> None:
+        """Let the trainer work for this share of the time; 0 holds it at its next step, or part of one."""
+        if self.trainer is None or not await self.trainer.set_pace(pace):
+            return
+        if self.record.state is JobState.RUNNING and self.record.state_reason in ("", HOLDS):
+            self._book.set(self.record, JobState.RUNNING, HOLDS if pace == 0 else "")
 
     async def cancel(self) -> None:
         """Have the trainer end at its next step."""
@@ -138,19 +162,43 @@ class JobRun:
             book.set(record, JobState.QUEUED, AGAIN)
         elif outcome.kind == "died":
             died(book, record, outcome.detail, self._attempts)
+        elif outcome.kind == "killed":
+            killed(book, record, outcome.detail, self._attempts)
+        elif outcome.kind == "memory":
+            out_of_memory(book, record, outcome.detail, outcome.at_bytes, self._attempts)
+        elif self._short:
+            self._reduce()
         elif self._stop == "pause":
             book.set(record, JobState.PAUSED, f"paused as asked; goes on from step {record.checkpoint_step}")
         else:
             book.set(record, JobState.QUEUED, f"goes on from step {record.checkpoint_step}")
 
-    def _learn(self) -> None:
-        """Teach the calibration a peak above the plan; one below may only mean that the longest batch did not come."""
+    def _reduce(self) -> None:
+        """Not even one row fitted beside what there is now: go on with less, as soon as that fits."""
         record = self.record
-        if record.plan is None or record.progress is None:
+        reduced = record.reduced.smaller(record.config)
+        if reduced is not None:
+            reduce(self._book, record, reduced, self._short)
+        record.planned = False
+        self._book.set(record, JobState.QUEUED, f"goes on from step {record.checkpoint_step}: {self._short}")
+
+    def _learn(self, outcome: Outcome) -> None:
+        """Teach the calibration the peak of a step that had the shape of the plan, and any above the plan.
+
+        One below of another shape may only mean that the longest batch has not come.
+        """
+        record, peak = self.record, self._peak
+        if record.plan is None:
             return
-        seen = Observation(record.plan.step.peak_bytes, record.progress.peak_memory_bytes)
-        if seen.measured > seen.predicted:
-            CalibrationStore(self._admission.calibration).add(record.plan.ceiling.device, seen)
+        step, store = record.plan.step, CalibrationStore(self._admission.calibration)
+        predicted, device = step.peak_bytes, record.plan.ceiling.device
+        if peak is not None:
+            same = (peak.rows, peak.width, peak.positions) == (step.rows, step.width, step.positions)
+            if same or peak.peak_bytes > predicted:
+                store.add(device, Observation(predicted, peak.peak_bytes))
+        if outcome.kind in ("memory", "killed"):
+            # It was promised to stay within its bound, and perhaps did not fit.
+            store.add(device, Observation(predicted, max(outcome.at_bytes, record.plan.bound_bytes), died=True))
 
     def _heard(self, event: Event) -> None:
         record, book = self.record, self._book
@@ -161,6 +209,15 @@ class JobRun:
             self._note_checkpoint(event.step)
             fields = {"step": str(event.step), "trainable_parameters": str(event.trainable_parameters)}
             book.events.append("job.started", record.key.name, f"from step {event.step}", fields)
+        elif isinstance(event, StepPeak):
+            self._peak = record.step_peak = event
+        elif isinstance(event, Shrunk):
+            reduced = msgspec.structs.replace(record.reduced, micro_batch_size=event.rows)
+            reduce(book, record, reduced, "the next step would have come too near to the ceiling")
+            record.planned = True
+            book.save(record)
+        elif isinstance(event, ShortOfMemory):
+            self._short = event.reason
         elif isinstance(event, CheckpointSaved):
             self._note_checkpoint(event.step)
         elif isinstance(event, Warned):

@@ -36,7 +36,14 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         config = convert.train_config(request.config)
         _check_data_path(config.data_path)
         schedule = convert.schedule(request.schedule, tenant)
-        record = self._jobs.create(tenant, adapter_id, config, request.request_id, schedule)
+        record = self._jobs.create(
+            tenant,
+            adapter_id,
+            config,
+            request_id=request.request_id,
+            schedule=schedule,
+            publication=convert.publication(request.publication),
+        )
         return training_pb2.CreateTrainingJobResponse(job=convert.job(record))
 
     async def PlanTrainingJob(
@@ -104,6 +111,13 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         """Let a held job go on."""
         record = await self._jobs.resume(parse_job(request.name))
         return training_pb2.ResumeTrainingJobResponse(job=convert.job(record))
+
+    async def PublishTrainingJob(
+        self, request: training_pb2.PublishTrainingJobRequest, _: Any
+    ) -> training_pb2.PublishTrainingJobResponse:
+        """Publish what a gate kept."""
+        record = await self._jobs.publish(parse_job(request.name))
+        return training_pb2.PublishTrainingJobResponse(job=convert.job(record))
 
     async def DeleteTrainingJob(
         self, request: training_pb2.DeleteTrainingJobRequest, _: Any

@@ -170,7 +170,7 @@ class TrainingProgress(_message.Message):
     def __init__(self, step: _Optional[int] = ..., total_steps: _Optional[int] = ..., train_loss: _Optional[float] = ..., valid_loss: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., trained_tokens: _Optional[int] = ..., seconds_left: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ..., learning_rate: _Optional[float] = ...) -> None: ...
 
 class TrainingPlan(_message.Message):
-    __slots__ = ("expected_bytes", "bound_bytes", "free_bytes", "base_bytes", "adapter_bytes", "optimizer_bytes", "activation_bytes", "temporary_bytes", "live_buffers", "resource_limit", "fits", "reasons", "advice", "peak_at")
+    __slots__ = ("expected_bytes", "bound_bytes", "free_bytes", "base_bytes", "adapter_bytes", "optimizer_bytes", "activation_bytes", "temporary_bytes", "live_buffers", "resource_limit", "fits", "reasons", "advice", "peak_at", "calibration_factor", "calibration_margin", "calibration_runs", "notes")
     EXPECTED_BYTES_FIELD_NUMBER: _ClassVar[int]
     BOUND_BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -185,6 +185,10 @@ class TrainingPlan(_message.Message):
     REASONS_FIELD_NUMBER: _ClassVar[int]
     ADVICE_FIELD_NUMBER: _ClassVar[int]
     PEAK_AT_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_MARGIN_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_RUNS_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     expected_bytes: int
     bound_bytes: int
     free_bytes: int
@@ -199,7 +203,11 @@ class TrainingPlan(_message.Message):
     reasons: _containers.RepeatedScalarFieldContainer[str]
     advice: _containers.RepeatedCompositeFieldContainer[TrainingAdvice]
     peak_at: str
-    def __init__(self, expected_bytes: _Optional[int] = ..., bound_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., base_bytes: _Optional[int] = ..., adapter_bytes: _Optional[int] = ..., optimizer_bytes: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., temporary_bytes: _Optional[int] = ..., live_buffers: _Optional[int] = ..., resource_limit: _Optional[int] = ..., fits: _Optional[bool] = ..., reasons: _Optional[_Iterable[str]] = ..., advice: _Optional[_Iterable[_Union[TrainingAdvice, _Mapping]]] = ..., peak_at: _Optional[str] = ...) -> None: ...
+    calibration_factor: float
+    calibration_margin: float
+    calibration_runs: int
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, expected_bytes: _Optional[int] = ..., bound_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., base_bytes: _Optional[int] = ..., adapter_bytes: _Optional[int] = ..., optimizer_bytes: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., temporary_bytes: _Optional[int] = ..., live_buffers: _Optional[int] = ..., resource_limit: _Optional[int] = ..., fits: _Optional[bool] = ..., reasons: _Optional[_Iterable[str]] = ..., advice: _Optional[_Iterable[_Union[TrainingAdvice, _Mapping]]] = ..., peak_at: _Optional[str] = ..., calibration_factor: _Optional[float] = ..., calibration_margin: _Optional[float] = ..., calibration_runs: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TrainingAdvice(_message.Message):
     __slots__ = ("text", "expected_bytes", "time_ratio")
@@ -212,7 +220,7 @@ class TrainingAdvice(_message.Message):
     def __init__(self, text: _Optional[str] = ..., expected_bytes: _Optional[int] = ..., time_ratio: _Optional[float] = ...) -> None: ...
 
 class TrainingJob(_message.Message):
-    __slots__ = ("name", "state", "state_reason", "adapter_id", "config", "progress", "create_time", "start_time", "end_time", "adapter_digest", "attempts", "etag", "plan", "schedule", "wait")
+    __slots__ = ("name", "state", "state_reason", "adapter_id", "config", "progress", "create_time", "start_time", "end_time", "adapter_digest", "attempts", "etag", "plan", "schedule", "wait", "reduced", "publication", "gate_result")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     STATE_REASON_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +236,9 @@ class TrainingJob(_message.Message):
     PLAN_FIELD_NUMBER: _ClassVar[int]
     SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
+    REDUCED_FIELD_NUMBER: _ClassVar[int]
+    PUBLICATION_FIELD_NUMBER: _ClassVar[int]
+    GATE_RESULT_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: JobState
     state_reason: str
@@ -243,21 +254,26 @@ class TrainingJob(_message.Message):
     plan: TrainingPlan
     schedule: _training_queue_pb2.JobSchedule
     wait: _training_queue_pb2.JobWait
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[str] = ..., adapter_id: _Optional[str] = ..., config: _Optional[_Union[TrainingConfig, _Mapping]] = ..., progress: _Optional[_Union[TrainingProgress, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., adapter_digest: _Optional[str] = ..., attempts: _Optional[int] = ..., etag: _Optional[str] = ..., plan: _Optional[_Union[TrainingPlan, _Mapping]] = ..., schedule: _Optional[_Union[_training_queue_pb2.JobSchedule, _Mapping]] = ..., wait: _Optional[_Union[_training_queue_pb2.JobWait, _Mapping]] = ...) -> None: ...
+    reduced: str
+    publication: _training_queue_pb2.JobPublication
+    gate_result: _training_queue_pb2.JobGateResult
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[str] = ..., adapter_id: _Optional[str] = ..., config: _Optional[_Union[TrainingConfig, _Mapping]] = ..., progress: _Optional[_Union[TrainingProgress, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., adapter_digest: _Optional[str] = ..., attempts: _Optional[int] = ..., etag: _Optional[str] = ..., plan: _Optional[_Union[TrainingPlan, _Mapping]] = ..., schedule: _Optional[_Union[_training_queue_pb2.JobSchedule, _Mapping]] = ..., wait: _Optional[_Union[_training_queue_pb2.JobWait, _Mapping]] = ..., reduced: _Optional[str] = ..., publication: _Optional[_Union[_training_queue_pb2.JobPublication, _Mapping]] = ..., gate_result: _Optional[_Union[_training_queue_pb2.JobGateResult, _Mapping]] = ...) -> None: ...
 
 class CreateTrainingJobRequest(_message.Message):
-    __slots__ = ("parent", "adapter_id", "config", "request_id", "schedule")
+    __slots__ = ("parent", "adapter_id", "config", "request_id", "schedule", "publication")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    PUBLICATION_FIELD_NUMBER: _ClassVar[int]
     parent: str
     adapter_id: str
     config: TrainingConfig
     request_id: str
     schedule: _training_queue_pb2.JobSchedule
-    def __init__(self, parent: _Optional[str] = ..., adapter_id: _Optional[str] = ..., config: _Optional[_Union[TrainingConfig, _Mapping]] = ..., request_id: _Optional[str] = ..., schedule: _Optional[_Union[_training_queue_pb2.JobSchedule, _Mapping]] = ...) -> None: ...
+    publication: _training_queue_pb2.JobPublication
+    def __init__(self, parent: _Optional[str] = ..., adapter_id: _Optional[str] = ..., config: _Optional[_Union[TrainingConfig, _Mapping]] = ..., request_id: _Optional[str] = ..., schedule: _Optional[_Union[_training_queue_pb2.JobSchedule, _Mapping]] = ..., publication: _Optional[_Union[_training_queue_pb2.JobPublication, _Mapping]] = ...) -> None: ...
 
 class CreateTrainingJobResponse(_message.Message):
     __slots__ = ("job",)
@@ -354,6 +370,18 @@ class ResumeTrainingJobRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class ResumeTrainingJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: TrainingJob
+    def __init__(self, job: _Optional[_Union[TrainingJob, _Mapping]] = ...) -> None: ...
+
+class PublishTrainingJobRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class PublishTrainingJobResponse(_message.Message):
     __slots__ = ("job",)
     JOB_FIELD_NUMBER: _ClassVar[int]
     job: TrainingJob

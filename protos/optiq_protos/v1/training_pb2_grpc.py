@@ -74,6 +74,11 @@ class TrainingServiceStub:
                 request_serializer=optiq__protos_dot_v1_dot_training__pb2.ResumeTrainingJobRequest.SerializeToString,
                 response_deserializer=optiq__protos_dot_v1_dot_training__pb2.ResumeTrainingJobResponse.FromString,
                 _registered_method=True)
+        self.PublishTrainingJob = channel.unary_unary(
+                '/optiq.v1.TrainingService/PublishTrainingJob',
+                request_serializer=optiq__protos_dot_v1_dot_training__pb2.PublishTrainingJobRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_v1_dot_training__pb2.PublishTrainingJobResponse.FromString,
+                _registered_method=True)
         self.DeleteTrainingJob = channel.unary_unary(
                 '/optiq.v1.TrainingService/DeleteTrainingJob',
                 request_serializer=optiq__protos_dot_v1_dot_training__pb2.DeleteTrainingJobRequest.SerializeToString,
@@ -144,6 +149,13 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PublishTrainingJob(self, request, context):
+        """Publishes the adapter of a job that its gate kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteTrainingJob(self, request, context):
         """Removes a job that has ended, with its checkpoints. Its adapter stays.
         """
@@ -200,6 +212,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.ResumeTrainingJob,
                     request_deserializer=optiq__protos_dot_v1_dot_training__pb2.ResumeTrainingJobRequest.FromString,
                     response_serializer=optiq__protos_dot_v1_dot_training__pb2.ResumeTrainingJobResponse.SerializeToString,
+            ),
+            'PublishTrainingJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishTrainingJob,
+                    request_deserializer=optiq__protos_dot_v1_dot_training__pb2.PublishTrainingJobRequest.FromString,
+                    response_serializer=optiq__protos_dot_v1_dot_training__pb2.PublishTrainingJobResponse.SerializeToString,
             ),
             'DeleteTrainingJob': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteTrainingJob,
@@ -428,6 +445,33 @@ class TrainingService:
             '/optiq.v1.TrainingService/ResumeTrainingJob',
             optiq__protos_dot_v1_dot_training__pb2.ResumeTrainingJobRequest.SerializeToString,
             optiq__protos_dot_v1_dot_training__pb2.ResumeTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishTrainingJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optiq.v1.TrainingService/PublishTrainingJob',
+            optiq__protos_dot_v1_dot_training__pb2.PublishTrainingJobRequest.SerializeToString,
+            optiq__protos_dot_v1_dot_training__pb2.PublishTrainingJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,17 +25,21 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$optiq_protos/v1/training_queue.proto\x12\x08optiq.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"^\n\x0bJobSchedule\x12\x10\n\x08priority\x18\x01 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x02 \x03(\t\x12.\n\nnot_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd6\x01\n\x07JobWait\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.optiq.v1.JobWaitReason\x12\x14\n\x0cneeded_bytes\x18\x02 \x01(\x03\x12\x12\n\nfree_bytes\x18\x03 \x01(\x03\x12\x18\n\x10needed_resources\x18\x04 \x01(\x03\x12\x16\n\x0e\x66ree_resources\x18\x05 \x01(\x03\x12\r\n\x05\x61head\x18\x06 \x01(\x05\x12\x0c\n\x04jobs\x18\x07 \x03(\t\x12)\n\x05until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xb6\x01\n\rJobWaitReason\x12\x1f\n\x1bJOB_WAIT_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14JOB_WAIT_REASON_TURN\x10\x01\x12\x1a\n\x16JOB_WAIT_REASON_MEMORY\x10\x02\x12\x18\n\x14JOB_WAIT_REASON_JOBS\x10\x03\x12\x18\n\x14JOB_WAIT_REASON_TIME\x10\x04\x12\x1a\n\x16JOB_WAIT_REASON_ENGINE\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$optiq_protos/v1/training_queue.proto\x12\x08optiq.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"^\n\x0bJobSchedule\x12\x10\n\x08priority\x18\x01 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x02 \x03(\t\x12.\n\nnot_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"V\n\x0eJobPublication\x12\r\n\x05route\x18\x01 \x01(\t\x12\x14\n\x0croute_weight\x18\x02 \x01(\x05\x12\x0c\n\x04gate\x18\x03 \x01(\x08\x12\x11\n\tgate_path\x18\x04 \x01(\t\"w\n\rJobGateResult\x12\x0e\n\x06passed\x18\x01 \x01(\x08\x12\x0c\n\x04loss\x18\x02 \x01(\x01\x12\x14\n\x0cpresent_loss\x18\x03 \x01(\x01\x12\x0f\n\x07present\x18\x04 \x01(\t\x12\x0e\n\x06tokens\x18\x05 \x01(\x03\x12\x11\n\tdata_path\x18\x06 \x01(\t\"\xd6\x01\n\x07JobWait\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.optiq.v1.JobWaitReason\x12\x14\n\x0cneeded_bytes\x18\x02 \x01(\x03\x12\x12\n\nfree_bytes\x18\x03 \x01(\x03\x12\x18\n\x10needed_resources\x18\x04 \x01(\x03\x12\x16\n\x0e\x66ree_resources\x18\x05 \x01(\x03\x12\r\n\x05\x61head\x18\x06 \x01(\x05\x12\x0c\n\x04jobs\x18\x07 \x03(\t\x12)\n\x05until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xb6\x01\n\rJobWaitReason\x12\x1f\n\x1bJOB_WAIT_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14JOB_WAIT_REASON_TURN\x10\x01\x12\x1a\n\x16JOB_WAIT_REASON_MEMORY\x10\x02\x12\x18\n\x14JOB_WAIT_REASON_JOBS\x10\x03\x12\x18\n\x14JOB_WAIT_REASON_TIME\x10\x04\x12\x1a\n\x16JOB_WAIT_REASON_ENGINE\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'optiq_protos.v1.training_queue_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBWAITREASON']._serialized_start=397
-  _globals['_JOBWAITREASON']._serialized_end=579
+  _globals['_JOBWAITREASON']._serialized_start=606
+  _globals['_JOBWAITREASON']._serialized_end=788
   _globals['_JOBSCHEDULE']._serialized_start=83
   _globals['_JOBSCHEDULE']._serialized_end=177
-  _globals['_JOBWAIT']._serialized_start=180
-  _globals['_JOBWAIT']._serialized_end=394
+  _globals['_JOBPUBLICATION']._serialized_start=179
+  _globals['_JOBPUBLICATION']._serialized_end=265
+  _globals['_JOBGATERESULT']._serialized_start=267
+  _globals['_JOBGATERESULT']._serialized_end=386
+  _globals['_JOBWAIT']._serialized_start=389
+  _globals['_JOBWAIT']._serialized_end=603
 # @@protoc_insertion_point(module_scope)

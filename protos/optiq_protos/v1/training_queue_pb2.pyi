@@ -35,6 +35,34 @@ class JobSchedule(_message.Message):
     not_before: _timestamp_pb2.Timestamp
     def __init__(self, priority: _Optional[int] = ..., after: _Optional[_Iterable[str]] = ..., not_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
+class JobPublication(_message.Message):
+    __slots__ = ("route", "route_weight", "gate", "gate_path")
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    GATE_PATH_FIELD_NUMBER: _ClassVar[int]
+    route: str
+    route_weight: int
+    gate: bool
+    gate_path: str
+    def __init__(self, route: _Optional[str] = ..., route_weight: _Optional[int] = ..., gate: _Optional[bool] = ..., gate_path: _Optional[str] = ...) -> None: ...
+
+class JobGateResult(_message.Message):
+    __slots__ = ("passed", "loss", "present_loss", "present", "tokens", "data_path")
+    PASSED_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_LOSS_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DATA_PATH_FIELD_NUMBER: _ClassVar[int]
+    passed: bool
+    loss: float
+    present_loss: float
+    present: str
+    tokens: int
+    data_path: str
+    def __init__(self, passed: _Optional[bool] = ..., loss: _Optional[float] = ..., present_loss: _Optional[float] = ..., present: _Optional[str] = ..., tokens: _Optional[int] = ..., data_path: _Optional[str] = ...) -> None: ...
+
 class JobWait(_message.Message):
     __slots__ = ("reason", "needed_bytes", "free_bytes", "needed_resources", "free_resources", "ahead", "jobs", "until")
     REASON_FIELD_NUMBER: _ClassVar[int]

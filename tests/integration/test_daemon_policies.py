@@ -1,0 +1,67 @@
+"""Training beside serving: what each policy does to jobs and requests of a real daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from optiq_client import Chunk, Client, JobState, TrainingConfig, Unavailable
+from tests.integration.conftest import Daemon, eventually
+
+
+def start_job(client: Client, data: Path) -> str:
+    data.mkdir()
+    (data / "train.jsonl").write_text('{"text": "number 1 and number 2"}\n' * 16)
+    config = TrainingConfig(data_path=str(data), rank=2, num_layers=-1, batch_size=2, iters=1_000_000)
+    job = client.training.create("beside", config)
+    assert eventually(lambda: step(client, job.id) > 0, 60)
+    return job.id
+
+
+def step(client: Client, job: str) -> int:
+    progress = client.training.get(job).progress
+    return progress.step if progress is not None else 0
+
+
+@pytest.fixture
+def daemon_with(another_daemon: Callable[..., Daemon], tiny_folder: Path) -> Callable[[str], Daemon]:
+    def make(policy: str) -> Daemon:
+        daemon = another_daemon("--model", str(tiny_folder), "--settle-ms", "100", "--drain-seconds", "5")
+        (daemon.home / "config.toml").write_text(f'training_policy = "{policy}"\n')
+        return daemon
+
+    return make
+
+
+def test_a_trainer_holds_while_a_request_is_served(daemon_with: Callable[[str], Daemon], tmp_path: Path) -> None:
+    daemon = daemon_with("pause-when-busy")
+    with daemon.start() as client:
+        job = start_job(client, tmp_path / "data")
+        events = client.generate("Count.", max_tokens=400).events()
+        while not isinstance(next(events), Chunk):
+            pass
+        holds = eventually(lambda: "holds" in client.training.get(job).state_reason)
+        rest = list(events)
+        assert holds or len(rest) < 20, "the answer was over before anyone looked"
+        before = step(client, job)
+        assert eventually(lambda: step(client, job) > before, 30), "and goes on when it is quiet"
+        assert client.training.get(job).state_reason == ""
+        client.training.cancel(job)
+        assert eventually(lambda: client.training.get(job).state is JobState.CANCELLED)
+    assert daemon.stop() == 0
+
+
+def test_exclusive_training_has_the_machine_to_itself(daemon_with: Callable[[str], Daemon], tmp_path: Path) -> None:
+    daemon = daemon_with("exclusive")
+    with daemon.start() as client:
+        assert client.generate("Count.", max_tokens=4).read() is not None
+        job = start_job(client, tmp_path / "data")
+        with pytest.raises(Unavailable) as refused:
+            client.generate("Count.", max_tokens=4).read()
+        assert refused.value.reason == "TRAINING_EXCLUSIVE" and refused.value.retry_after
+        client.training.pause(job)
+        assert eventually(lambda: client.training.get(job).state is JobState.PAUSED)
+        assert client.generate("Count.", max_tokens=4).read() is not None
+    assert daemon.stop() == 0
