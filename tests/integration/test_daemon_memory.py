@@ -54,6 +54,7 @@ def daemon_here(another_daemon: DaemonMaker, tiny_folder: Path) -> Iterator[Daem
     assert daemon.stop() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are set on Linux only")
 def test_a_trainer_that_runs_out_of_memory_goes_on_with_less(daemon_here: Daemon, tmp_path: Path) -> None:
     with daemon_here.start() as client:

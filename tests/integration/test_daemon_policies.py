@@ -35,6 +35,7 @@ def daemon_with(another_daemon: Callable[..., Daemon], tiny_folder: Path) -> Cal
     return make
 
 
+@pytest.mark.slow
 def test_a_trainer_holds_while_a_request_is_served(daemon_with: Callable[[str], Daemon], tmp_path: Path) -> None:
     daemon = daemon_with("pause-when-busy")
     with daemon.start() as client:
@@ -53,6 +54,7 @@ def test_a_trainer_holds_while_a_request_is_served(daemon_with: Callable[[str], 
     assert daemon.stop() == 0
 
 
+@pytest.mark.slow
 def test_exclusive_training_has_the_machine_to_itself(daemon_with: Callable[[str], Daemon], tmp_path: Path) -> None:
     daemon = daemon_with("exclusive")
     with daemon.start() as client:

@@ -51,6 +51,7 @@ def test_the_gate_lets_the_better_through_and_keeps_the_worse(tiny_client: Clien
         client.training.create("gated", good, publication=gated)
 
 
+@pytest.mark.slow
 def test_a_new_version_gets_a_small_share_of_a_route(tiny_client: Client, tmp_path: Path) -> None:
     client, config = tiny_client, settings(tmp_path / "data", iters=2)
     canary = JobPublication(route="canary", route_weight=10)

@@ -90,6 +90,7 @@ def test_priority_decides_who_is_next(tiny_client: Client, tmp_path: Path) -> No
     assert low.start_time is not None and high.start_time is not None and high.start_time < low.start_time
 
 
+@pytest.mark.slow
 def test_two_places_what_is_paused_stays_so_over_a_restart(
     another_daemon: Callable[..., Daemon], tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -110,10 +110,10 @@ class Dispatcher:
                 self._book.set(record, JobState.REFUSED, str(error))
             return
         verdict = await self._admission.plan(record, self._held())
-        while verdict is not None and not verdict.fits and record.attempts and record.state is JobState.PLANNING:
-            # One that has run goes on with less rather than not at all.
+        while verdict is not None and not verdict.fits and record.reduced.limit_bytes:
+            # It died of memory: it goes on with less rather than not at all.
             reduced = record.reduced.smaller(record.config)
-            if reduced is None:
+            if reduced is None or record.state is not JobState.PLANNING:
                 break
             record.reduced = reduced
             verdict = await self._admission.plan(record, self._held())

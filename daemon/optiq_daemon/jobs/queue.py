@@ -264,7 +264,7 @@ class JobQueue:
         record.pause_requested = False
         run = self._dispatcher.runs.get(key)
         if run is not None:
-            run.keep()
+            # It is still stopping: it is queued as soon as it has.
             self._book.set(record, record.state, "goes on at once")
         else:
             self._book.set(record, JobState.QUEUED, f"goes on from step {record.checkpoint_step}")

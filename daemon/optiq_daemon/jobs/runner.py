@@ -113,19 +113,14 @@ class JobRun:
             self.charge()
         await asyncio.to_thread(self._learn, outcome)
         await self._ended(outcome)
+        if record.pause_requested and not record.state.ended:
+            self._book.set(record, JobState.PAUSED, f"paused as asked; goes on from step {record.checkpoint_step}")
 
     async def stop(self, why: Stop) -> None:
         """Have the trainer save a checkpoint and end; the job goes on later."""
         if self.trainer is not None and not self._stop:
             self._stop = why
             await self.trainer.stop()
-        elif why == "pause" and self._stop:
-            self._stop = why
-
-    def keep(self) -> None:
-        """It was to be paused, and is to go on: it is queued as soon as it has stopped."""
-        if self._stop == "pause":
-            self._stop = "yield"
 
     async def set_pace(self, pace: float) -> None:
         """Let the trainer work for this share of the time; 0 holds it at its next step, or part of one."""
@@ -168,8 +163,6 @@ class JobRun:
             out_of_memory(book, record, outcome.detail, outcome.at_bytes, self._attempts)
         elif self._short:
             self._reduce()
-        elif self._stop == "pause":
-            book.set(record, JobState.PAUSED, f"paused as asked; goes on from step {record.checkpoint_step}")
         else:
             book.set(record, JobState.QUEUED, f"goes on from step {record.checkpoint_step}")
 
