@@ -53,7 +53,6 @@ def publication_options(command: F) -> F:
         click.option(
             "--gate-data",
             "gate_path",
-            default="",
             type=click.Path(exists=True, dir_okay=False),
             help="JSONL file to score on; implies --gate [the data's valid.jsonl].",
         ),

@@ -113,7 +113,7 @@ def submit(
     route: str,
     route_weight: int,
     gate: bool,
-    gate_path: str,
+    gate_path: str | None,
     connection: Connection,
     as_json: bool,
     **settings: object,
@@ -131,7 +131,7 @@ def submit(
         if dry_run:
             return print_plan(client.training.plan(config), as_json)
         schedule = JobSchedule(priority or 0, after, not_before)
-        publication = JobPublication(route, route_weight if route else 0, gate or bool(gate_path), gate_path)
+        publication = JobPublication(route, route_weight if route else 0, gate or bool(gate_path), gate_path or "")
         job = client.training.create(adapter, config, schedule=schedule, publication=publication)
         if not follow:
             print_job(job, as_json)
