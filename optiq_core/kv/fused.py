@@ -5,9 +5,10 @@ them back for the product; these kernels look every code up where it is used. Th
 bits; anything else goes the plain way.
 
 Neither kernel has run on its device: the machine that this was written on has no GPU. What was run is the body that
-both share, compiled as C++ and compared with the plain path (tests/unit/test_kv_fused.py). Hence the first use on a
-device compares the kernel's result with the plain path's and goes back to it, with a line in the log, if they disagree
-or the kernel does not compile.
+both share, and the whole source that each would get, compiled as C++ and compared with the plain path over the launch
+grid (tests/unit/test_kv_fused.py, test_kv_fused_dispatch.py). Hence the first use on a device compares the kernel's
+result with the plain path's and goes back to it, with a line in the log, if they disagree or the kernel does not
+compile.
 """
 
 from __future__ import annotations
