@@ -181,7 +181,9 @@ def about_the_daemon(walk: Walk) -> None:
     walk.both("doctor")
     walk.both("config path")
     walk.both("config show", "--origin")
-    walk.ran.add("logs")
+    walk.ran |= {"logs", "call"}
+    assert "AdapterService/ListAdapters" in walk.run("call")
+    assert json.loads(walk.run("call", "RuntimeService/GetStatus"))["status"]
     assert "event=" in walk.run("logs", "daemon", "--lines", "50")
 
 
