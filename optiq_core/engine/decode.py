@@ -11,7 +11,7 @@ some 3,700 primitives, takes the Python thread about 0.45 of that time, on the o
 Rank-8 adapters on all linear modules add 10 MB a row to the 540 MB of weights that a step reads: 156 MB for 16 rows, at
 13 to 16 GB/s of one core. The blocks' linear modules alone took 34 ms, with these adapters' products on the same stream
 45 ms, on a second stream 39 ms: another core reads while the first does, and what is left is that the two wait for one
-another some 300 times a step, and the Python thread wants half of that core. Ranks 4, 8, 16 and 64 add 450 MB, nearly the
+another some 300 times a step, and the Python thread wants half of that core. Ranks 4, 8, 16, 64 add 450 MB, almost the
 base again, about 28 ms of one core by segments. Gathering them by pages and summing the pages took several times that:
 the sum is just large enough for OpenBLAS to pack and to start a second thread, in every module.
 """
