@@ -59,13 +59,13 @@ def daemon_here(another_daemon: DaemonMaker, tiny_folder: Path) -> Iterator[Daem
 def test_a_trainer_that_runs_out_of_memory_goes_on_with_less(daemon_here: Daemon, tmp_path: Path) -> None:
     with daemon_here.start() as client:
         job = client.training.create("limited", settings(tmp_path / "data", iters=60))
-        assert eventually(lambda: (p := client.training.get(job.id).progress) is not None and p.step >= 3, 60)
+        assert eventually(lambda: (p := client.training.get(job.id).progress) is not None and p.step >= 3, 180)
         trainer = trainer_of(daemon_here)
         assert trainer is not None
         data = int(Path(f"/proc/{trainer.pid}/status").read_text().split("VmData:")[1].split()[0]) * 1024
         # Room for what it has, not for the long examples that are still to come.
         trainer.rlimit(psutil.RLIMIT_DATA, (data, data))
-        assert eventually(lambda: client.training.get(job.id).state.ended, 120)
+        assert eventually(lambda: client.training.get(job.id).state.ended, 180)
         done = client.training.get(job.id)
         assert done.state is JobState.SUCCEEDED, done.state_reason
         assert done.attempts > 1
@@ -81,11 +81,11 @@ def test_a_trainer_that_runs_out_of_memory_goes_on_with_less(daemon_here: Daemon
 def test_a_killed_trainer_goes_on_with_less(daemon_here: Daemon, tmp_path: Path) -> None:
     with daemon_here.start() as client:
         job = client.training.create("killed", settings(tmp_path / "data", iters=60))
-        assert eventually(lambda: (p := client.training.get(job.id).progress) is not None and p.step >= 4, 60)
+        assert eventually(lambda: (p := client.training.get(job.id).progress) is not None and p.step >= 4, 180)
         trainer = trainer_of(daemon_here)
         assert trainer is not None
         os.kill(trainer.pid, signal.SIGKILL)
-        assert eventually(lambda: client.training.get(job.id).state.ended, 120)
+        assert eventually(lambda: client.training.get(job.id).state.ended, 180)
         done = client.training.get(job.id)
         assert done.state is JobState.SUCCEEDED, done.state_reason
         assert done.attempts == 2

@@ -16,7 +16,7 @@ def start_job(client: Client, data: Path) -> str:
     (data / "train.jsonl").write_text('{"text": "number 1 and number 2"}\n' * 16)
     config = TrainingConfig(data_path=str(data), rank=2, num_layers=-1, batch_size=2, iters=1_000_000)
     job = client.training.create("beside", config)
-    assert eventually(lambda: step(client, job.id) > 0, 60)
+    assert eventually(lambda: step(client, job.id) > 0, 180)
     return job.id
 
 
@@ -47,10 +47,10 @@ def test_a_trainer_holds_while_a_request_is_served(daemon_with: Callable[[str], 
         rest = list(events)
         assert holds or len(rest) < 20, "the answer was over before anyone looked"
         before = step(client, job)
-        assert eventually(lambda: step(client, job) > before, 30), "and goes on when it is quiet"
+        assert eventually(lambda: step(client, job) > before, 180), "and goes on when it is quiet"
         assert client.training.get(job).state_reason == ""
         client.training.cancel(job)
-        assert eventually(lambda: client.training.get(job).state is JobState.CANCELLED)
+        assert eventually(lambda: client.training.get(job).state is JobState.CANCELLED, 180)
     assert daemon.stop() == 0
 
 
@@ -64,6 +64,6 @@ def test_exclusive_training_has_the_machine_to_itself(daemon_with: Callable[[str
             client.generate("Count.", max_tokens=4).read()
         assert refused.value.reason == "TRAINING_EXCLUSIVE" and refused.value.retry_after
         client.training.pause(job)
-        assert eventually(lambda: client.training.get(job).state is JobState.PAUSED)
+        assert eventually(lambda: client.training.get(job).state is JobState.PAUSED, 180)
         assert client.generate("Count.", max_tokens=4).read() is not None
     assert daemon.stop() == 0

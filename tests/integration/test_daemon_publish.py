@@ -20,7 +20,7 @@ def settings(folder: Path, **fields: object) -> TrainingConfig:
 
 
 def done(client: Client, job: Job) -> Job:
-    assert eventually(lambda: client.training.get(job.id).state.ended, 90)
+    assert eventually(lambda: client.training.get(job.id).state.ended, 180)
     ended = client.training.get(job.id)
     assert ended.state is JobState.SUCCEEDED, ended.state_reason
     return ended
