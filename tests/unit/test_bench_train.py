@@ -36,6 +36,7 @@ def test_speed_leaves_out_the_first_step_of_a_shape() -> None:
     assert curve.tokens_per_second == pytest.approx(30 / 3)
 
 
+@pytest.mark.slow
 def test_what_a_merge_keeps_is_measured_on_the_same_data_and_leaves_the_base_alone(tmp_path: Path) -> None:
     from optiq_core.bench.train_merge import kept_by_a_merge
 

@@ -43,7 +43,9 @@ def test_a_run_ends_within_its_budget_with_true_ranks_that_mlx_lm_loads(tmp_path
     assert np.abs(trained - np.array(stock(PROBE))).max() < 2e-3
 
 
-@pytest.mark.parametrize("stop", [2, 14, 27])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(2, marks=pytest.mark.slow), 14, pytest.param(27, marks=pytest.mark.slow)]
+)
 def test_ratings_and_pruned_ranks_go_on_bitwise(tmp_path: Path, stop: int) -> None:
     lab = Lab(tmp_path)
     lab.run("whole", dropout=0.1, **FIELDS)

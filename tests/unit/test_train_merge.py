@@ -54,6 +54,7 @@ def test_qat_computes_with_what_a_merge_leaves_and_differentiates_straight_throu
     assert np.allclose(grads["lora_b"], 2.0 * layer.lora_a.T @ slope, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_qat_loses_less_in_a_merge(lab: Lab) -> None:
     fields: dict[str, Any] = {"iters": 60, "learning_rate": 2e-3, "rank_scaling": "constant", "steps_per_eval": 60}
     kept = {}
@@ -107,6 +108,7 @@ def test_qalora_is_its_exported_adapter_and_merges_without_loss(lab: Lab) -> Non
     assert not np.array_equal(before[f"{name}.biases"], after[f"{name}.biases"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{"method": "qalora", "dropout": 0.1}, {"qat_bits": 4}], ids=["qalora", "qat"])
 def test_runs_go_on_bitwise(lab: Lab, fields: dict[str, Any]) -> None:
     lab.run("whole", **fields)

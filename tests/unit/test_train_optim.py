@@ -94,7 +94,7 @@ def test_early_stopping_without_validation_data_is_refused_by_name(lab: Lab) -> 
     assert caught.value.field == "patience"
 
 
-@pytest.mark.parametrize("stop", [3, 7])
+@pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.slow), 7])
 def test_schedule_moments_and_patience_go_on_where_a_run_was_stopped(lab: Lab, stop: int) -> None:
     fields = {
         "optimizer": "adamw",

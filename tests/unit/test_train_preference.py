@@ -118,7 +118,7 @@ def test_recomputing_activations_changes_nothing() -> None:
         assert np.allclose(a, b, atol=1e-6), name
 
 
-@pytest.mark.parametrize("objective", ["dpo", "orpo"])
+@pytest.mark.parametrize("objective", ["orpo", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_parts_of_a_batch_add_up_to_it(tmp_path: Path, objective: str) -> None:
     lab = Lab(tmp_path)
     write_jsonl(lab.data_path / "train.jsonl", preferences(12))
@@ -137,7 +137,7 @@ def preferences(count: int) -> list[Any]:
     return [{"prompt": f"{a}?{b}", "chosen": str(a + b), "rejected": f"{a - b} no"} for a, b in numbers]
 
 
-@pytest.mark.parametrize("objective", ["dpo", "orpo"])
+@pytest.mark.parametrize("objective", ["dpo", pytest.param("orpo", marks=pytest.mark.slow)])
 def test_runs_prefer_what_is_chosen_and_go_on_bitwise(tmp_path: Path, objective: str) -> None:
     lab = Lab(tmp_path)
     write_jsonl(lab.data_path / "train.jsonl", preferences(12))
