@@ -301,6 +301,24 @@ class FakeDaemon(
         self.put_job(job)
         return training_pb2.CancelTrainingJobResponse(job=job)
 
+    async def PauseTrainingJob(self, request: Any, context: Any) -> Any:
+        return training_pb2.PauseTrainingJobResponse(
+            job=await self._to(request, context, training_pb2.JOB_STATE_PAUSED)
+        )
+
+    async def ResumeTrainingJob(self, request: Any, context: Any) -> Any:
+        return training_pb2.ResumeTrainingJobResponse(
+            job=await self._to(request, context, training_pb2.JOB_STATE_QUEUED)
+        )
+
+    async def _to(self, request: Any, context: Any, state: int) -> training_pb2.TrainingJob:
+        self.calls.append(request)
+        job = training_pb2.TrainingJob()
+        job.CopyFrom(await self._job(request.name, context))
+        job.state = state  # type: ignore[assignment]
+        self.put_job(job)
+        return job
+
     async def DeleteTrainingJob(self, request: Any, context: Any) -> Any:
         await self._job(request.name, context)
         del self.jobs[request.name]

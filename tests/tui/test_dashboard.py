@@ -197,6 +197,18 @@ async def test_cancel_asks_first(daemon: FakeDaemon) -> None:
         await until(lambda: isinstance(app.screen, Jobs))
 
 
+async def test_pause_and_resume(daemon: FakeDaemon) -> None:
+    app = make_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settled(pilot)
+        await go(pilot, "4")
+        await pilot.press("p")
+        await until(lambda: "paused" in text_of(app, "#job-facts"))
+        await pilot.press("p")
+        await until(lambda: "queued" in text_of(app, "#job-facts"))
+        assert [type(call).__name__ for call in daemon.calls] == ["PauseTrainingJobRequest", "ResumeTrainingJobRequest"]
+
+
 async def test_the_form_plans_as_it_is_typed_and_queues(daemon: FakeDaemon) -> None:
     daemon.plan = scene.plan(fits=False)
     app = make_app()

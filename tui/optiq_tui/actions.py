@@ -16,6 +16,8 @@ VERBS: Mapping[str, Call] = {
     "unpin": lambda client, act: client.adapters.unpin(act.name),
     "roll back": lambda client, act: client.adapters.rollback(act.name, act.argument),
     "cancel": lambda client, act: client.training.cancel(act.name),
+    "pause": lambda client, act: client.training.pause(act.name),
+    "resume": lambda client, act: client.training.resume(act.name),
     "promote": lambda client, act: client.routes.promote(act.name, act.argument),
     "roll back route": lambda client, act: client.routes.roll_back(act.name),
 }

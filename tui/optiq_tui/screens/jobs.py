@@ -40,6 +40,7 @@ class Jobs(Board):
         Binding("n", "submit", "New", id="jobs.new", tooltip="Write a job; its plan is shown as you type"),
         Binding("space", "overlay", "Overlay", id="jobs.overlay", tooltip="Draw this job's loss over the others'"),
         Binding("v", "turn", "Plan/log", id="jobs.view", tooltip="Show the plan, or the log"),
+        Binding("p", "pause", "Pause", id="jobs.pause", tooltip="Pause the job, or let it go on"),
         Binding("x", "cancel", "Cancel", id="jobs.cancel", tooltip="Cancel the job"),
     ]
 
@@ -135,7 +136,7 @@ class Jobs(Board):
         job = self.table.selected
         if action in ON_JOB and job is None:
             return False
-        if action == "cancel":
+        if action in {"cancel", "pause"}:
             return not self.optiq.readonly and job is not None and not job.state.ended
         return not (action == "submit" and self.optiq.readonly)
 
@@ -157,6 +158,12 @@ class Jobs(Board):
     def action_turn(self) -> None:
         """Log in place of the plan, or the other way round."""
         self.toggle_class("-log")
+
+    def action_pause(self) -> None:
+        """Pause the job at its next step, or let it go on."""
+        if (job := self.table.selected) is not None:
+            verb, doing = ("resume", "resuming") if job.state is JobState.PAUSED else ("pause", "pausing")
+            self.act(f"{doing} {job.id}", verb, job.name)
 
     def action_cancel(self) -> None:
         """Cancel the job, after asking."""
