@@ -40,7 +40,7 @@ def test_a_trainer_holds_while_a_request_is_served(daemon_with: Callable[[str], 
     daemon = daemon_with("pause-when-busy")
     with daemon.start() as client:
         job = start_job(client, tmp_path / "data")
-        events = client.generate("Count.", max_tokens=400).events()
+        events = client.generate("Count.", raw=True, max_tokens=400).events()
         while not isinstance(next(events), Chunk):
             pass
         holds = eventually(lambda: "holds" in client.training.get(job).state_reason)
@@ -58,12 +58,12 @@ def test_a_trainer_holds_while_a_request_is_served(daemon_with: Callable[[str], 
 def test_exclusive_training_has_the_machine_to_itself(daemon_with: Callable[[str], Daemon], tmp_path: Path) -> None:
     daemon = daemon_with("exclusive")
     with daemon.start() as client:
-        assert client.generate("Count.", max_tokens=4).read() is not None
+        assert client.generate("Count.", raw=True, max_tokens=4).read() is not None
         job = start_job(client, tmp_path / "data")
         with pytest.raises(Unavailable) as refused:
-            client.generate("Count.", max_tokens=4).read()
+            client.generate("Count.", raw=True, max_tokens=4).read()
         assert refused.value.reason == "TRAINING_EXCLUSIVE" and refused.value.retry_after
         client.training.pause(job)
         assert eventually(lambda: client.training.get(job).state is JobState.PAUSED, 180)
-        assert client.generate("Count.", max_tokens=4).read() is not None
+        assert client.generate("Count.", raw=True, max_tokens=4).read() is not None
     assert daemon.stop() == 0
