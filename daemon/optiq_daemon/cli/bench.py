@@ -19,7 +19,7 @@ SUMMARIES: dict[str, str] = {
     "admission": "Check that no admitted job exceeds its ceiling, and how many refused ones would have fit.",
     "policies": "Measure serving and training beside each other under each policy, against either alone.",
     "gateway": "Compare gRPC and HTTP with the engine alone.",
-    "tui": "Measure how long a key takes on the dashboard while thousands of adapters and events pour in.",
+    "tui": "Measure the dashboard's input latency under load.",
     "fairness": "Measure a tenant's first-token time under another's flood, and the shares of two that saturate.",
     "drop": "Time from the end of a copy to routable, for 1, 10 and 100 folders.",
     "evict": "Use more adapters in turn than fit the engine.",

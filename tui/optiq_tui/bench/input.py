@@ -37,7 +37,7 @@ SCREENS = {"2": "adapters", "3": "routing", "6": "events"}
 @click.option("--keys", type=click.IntRange(1), default=100, show_default=True, help="Pressed on each screen.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def tui(*, adapters: int, events: int, requests: int, keys: int, as_json: bool) -> None:
-    """Measure input latency under load.
+    """Measure the dashboard's input latency under load.
 
     The dashboard runs without a terminal at 200 x 60, against a server in its own process. A key's time goes from
     sending it to the end of the paint that shows the cursor moved; the loop's lag is how late a timer of 5 ms fires.
