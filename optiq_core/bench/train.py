@@ -225,7 +225,7 @@ def run(
 @click.option("--quick", is_flag=True, help="A fraction of the work, to see that it runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def train(as_json: bool, only: tuple[str, ...], **options: Any) -> None:
-    """Compare training with stock mlx-lm: speed, loss curve, memory, what a merge keeps, shapes, longest example."""
+    """Compare training with stock mlx-lm: speed, loss, memory, what a merge keeps, shapes, longest example."""
     try:
         emit(run(only=only or PARTS, **options), as_json=as_json)
     except OptiqError as error:
