@@ -12,7 +12,7 @@ GROUP = "optiq.benches"
 SUMMARIES: dict[str, str] = {
     "mixed": "Compare a batch on different adapters with the bare base, one adapter, and one adapter after another.",
     "residency": "Mount many adapters and decode on eight of them: the others must cost nothing but their bytes.",
-    "ttft": "Time the first token of mounted and of new adapters, and the longest stall that a mount causes.",
+    "ttft": "Time the first token of mounted and of new adapters, and how long mounts and a long prompt stall streams.",
     "train": "Compare training with stock mlx-lm: speed, loss, memory, what a merge keeps, shapes, longest example.",
     "quant": "Compare mixed precision with uniform 4 bits at the same size: KL, perplexity, accuracy, bytes.",
     "kv": "Compare KV caches: what they lose, what a token takes, how long a decode step takes.",
