@@ -12,7 +12,8 @@ from optiq_core.train.config import TrainConfig
 from optiq_core.train.events import Progress
 from optiq_daemon.errors import InvalidRequestError, OutOfRangeError
 from optiq_daemon.events import Event, EventLog
-from optiq_daemon.jobs import JobRecord, JobTable
+from optiq_daemon.jobs.records import JobRecord
+from optiq_daemon.jobs.table import JobTable
 from optiq_daemon.names import is_id, new_job_id, parse_adapter, parse_adapter_ref, parse_job, parse_parent
 from optiq_daemon.store import Store, StoreError, migration_files
 
