@@ -99,7 +99,8 @@ def test_a_killed_trainer_resumes_and_its_adapter_is_mounted(daemon: Daemon, cli
                     killed = True
     done = client.training.get(job.id)
     assert killed and done.state is JobState.SUCCEEDED, done.state_reason
-    assert done.attempts == 2 and JobState.QUEUED in states[1:]
+    # A kill may have been the system's, out of memory: the job is planned again, with less.
+    assert done.attempts == 2 and JobState.PLANNING in states[1:] and done.reduced
     assert steps[-1] == 12
     adapter = client.adapters.get("killed")
     assert adapter.state is AdapterState.RESIDENT and adapter.digest == done.adapter_digest
