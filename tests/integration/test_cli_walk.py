@@ -17,7 +17,7 @@ from tests.integration.conftest import Daemon, eventually
 
 # Commands that need no daemon, or start one: their own tests run them.
 ELSEWHERE = {
-    *("serve", "daemon start", "daemon stop", "demo", "tui", "chat"),
+    *("serve", "daemon start", "daemon stop", "demo", "tui", "chat", "jobs publish"),
     *(
         "service status",
         "convert",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from optiq_client import Client, InvalidRequest, Job, JobPublication, JobState, TrainingConfig
-from tests.integration.conftest import eventually
+from optiq_daemon.cli import main as cli
+from tests.integration.conftest import Daemon, eventually
 
 
 def settings(folder: Path, **fields: object) -> TrainingConfig:
@@ -26,7 +28,9 @@ def done(client: Client, job: Job) -> Job:
     return ended
 
 
-def test_the_gate_lets_the_better_through_and_keeps_the_worse(tiny_client: Client, tmp_path: Path) -> None:
+def test_the_gate_lets_the_better_through_and_keeps_the_worse(
+    tiny_daemon: Daemon, tiny_client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     client, gated = tiny_client, JobPublication(gate=True)
     good = settings(tmp_path / "data")
     first = done(client, client.training.create("gated", good, publication=gated))
@@ -44,8 +48,10 @@ def test_the_gate_lets_the_better_through_and_keeps_the_worse(tiny_client: Clien
     assert "kept but not published" in worse.state_reason and worse.adapter_digest == ""
     assert client.adapters.get("gated").digest == served
 
-    published = client.training.publish(worse.id)
-    assert published.adapter_digest and client.adapters.get("gated").digest == published.adapter_digest
+    # What the gate kept is published from the command line, if one wants it after all.
+    assert cli.main(["jobs", "publish", worse.id, "--json", "--home", str(tiny_daemon.home)]) == 0
+    digest = json.loads(capsys.readouterr().out)["adapter_digest"]
+    assert digest and client.adapters.get("gated").digest == digest
     with pytest.raises(InvalidRequest, match=r"valid\.jsonl"):
         (tmp_path / "data" / "valid.jsonl").unlink()
         client.training.create("gated", good, publication=gated)

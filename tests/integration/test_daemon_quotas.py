@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +19,12 @@ PROMPT = [5, 9, 13]
 
 
 @pytest.fixture(scope="module")
-def narrow(tiny_folder: Path) -> Iterator[Daemon]:
-    """A daemon with one row, which others wait for."""
-    daemon = Daemon("--model", str(tiny_folder), "--settle-ms", "100", "--max-batch", "1", "--drain-seconds", "1")
+def narrow(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon with one row, which others wait for; its base has room for answers that do not end by themselves."""
+    folder = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("base") / "roomy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 200_000}))
+    daemon = Daemon("--model", str(folder), "--settle-ms", "100", "--max-batch", "1", "--drain-seconds", "1")
     try:
         daemon.start().close()
         yield daemon
