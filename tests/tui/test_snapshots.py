@@ -64,7 +64,12 @@ async def nobody(pilot: Pilot[None]) -> None:
     await pilot.pause(0.2)
 
 
-@pytest.mark.parametrize("size", scene.SIZES, ids=IDS)
+# The wide ones take twice as long; the narrow ones find what is broken as well.
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(size, marks=pytest.mark.slow if size != (80, 24) else ()) for size in scene.SIZES],
+    ids=IDS,
+)
 @pytest.mark.parametrize("name", list(STEPS))
 def test_screen(snap_compare: Any, daemon: FakeDaemonThread, name: str, size: tuple[int, int]) -> None:
     assert snap_compare(make_app(), terminal_size=size, run_before=after(STEPS[name]))

@@ -71,6 +71,7 @@ def test_an_interval_and_a_test_with_known_values() -> None:
         compare(first, [[True]])
 
 
+@pytest.mark.slow
 def test_the_bootstrap_covers_a_true_difference_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     inside = 0
