@@ -78,6 +78,7 @@ def test_a_trainer_that_runs_out_of_memory_goes_on_with_less(daemon_here: Daemon
         assert learned.margin > UNPROVEN_MARGIN, "what was promised to fit did not"
 
 
+@pytest.mark.slow
 def test_a_killed_trainer_goes_on_with_less(daemon_here: Daemon, tmp_path: Path) -> None:
     with daemon_here.start() as client:
         job = client.training.create("killed", settings(tmp_path / "data", iters=60))

@@ -111,6 +111,7 @@ def test_a_killed_trainer_resumes_and_its_adapter_is_mounted(daemon: Daemon, cli
     client.training.delete(job.id)
 
 
+@pytest.mark.slow
 def test_a_trainer_that_always_dies_fails_its_job_with_a_reason(daemon: Daemon, client: Client) -> None:
     data = write_data(daemon.home / "data")
     job = client.training.create("doomed", config(data, iters=1000, steps_per_checkpoint=1000))
@@ -188,6 +189,7 @@ def test_a_second_daemon_on_the_same_home_is_refused(daemon: Daemon, another_dae
         second.home = home
 
 
+@pytest.mark.slow
 def test_sigterm_drains_and_the_next_start_knows_everything(another_daemon: DaemonMaker) -> None:
     daemon = another_daemon("--drain-seconds", "60")
     client = daemon.start()
@@ -226,6 +228,7 @@ def test_sigterm_drains_and_the_next_start_knows_everything(another_daemon: Daem
     assert daemon.stop(signal.SIGINT) == 0
 
 
+@pytest.mark.slow
 def test_a_killed_daemon_takes_its_children_along_and_recovers(another_daemon: DaemonMaker) -> None:
     daemon = another_daemon()
     client = daemon.start()

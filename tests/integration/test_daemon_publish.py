@@ -28,6 +28,7 @@ def done(client: Client, job: Job) -> Job:
     return ended
 
 
+@pytest.mark.slow
 def test_the_gate_lets_the_better_through_and_keeps_the_worse(
     tiny_daemon: Daemon, tiny_client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,7 @@ def test_pause_frees_the_place_and_resume_goes_on(tiny_client: Client, tmp_path:
     assert eventually(lambda: state(client, first) is JobState.CANCELLED, 180)
 
 
+@pytest.mark.slow
 def test_a_job_comes_after_another_and_ends_with_it(tiny_client: Client, tmp_path: Path) -> None:
     client, short = tiny_client, settings(tmp_path / "data")
     first = client.training.create("before", short, schedule=JobSchedule(not_before=datetime.now(UTC) + timedelta(1)))
@@ -75,6 +76,7 @@ def test_a_job_comes_after_another_and_ends_with_it(tiny_client: Client, tmp_pat
     assert after.id in client.training.get(doomed.id).state_reason
 
 
+@pytest.mark.slow
 def test_priority_decides_who_is_next(tiny_client: Client, tmp_path: Path) -> None:
     client, short = tiny_client, settings(tmp_path / "data")
     blocker = client.training.create("blocker", replace(short, iters=1_000_000))

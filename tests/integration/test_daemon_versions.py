@@ -177,6 +177,7 @@ def test_the_commands(tiny_daemon: Daemon, tiny_client: Client, capsys: pytest.C
     assert "kept are v2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_history_rollback_and_pins_survive_a_killed_daemon(
     another_daemon: Callable[..., Daemon], tiny_folder: Path
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_grid_runs_is_reported_and_is_not_run_twice(grid: Path, tmp_path: Path
     assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png", ".svg"}
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_settings_that_changed_run_anew(grid: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     grid.write_text(grid.read_text() + 'train = { target_modules = ["nope"] }\n')

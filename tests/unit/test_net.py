@@ -13,7 +13,7 @@ from tests.unit.engine_run import request
 from tests.unit.tiny import tiny_model, write_mlx_adapter
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_answer_under_load_is_that_of_dense_weights(tmp_path: Path, seed: int) -> None:
     report = tiny_round(tmp_path, seed, requests=60)
     print(f"seed {seed}: {report}")

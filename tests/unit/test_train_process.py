@@ -104,7 +104,10 @@ def test_cancel_ends_the_job_and_leaves_no_adapter(job: Path) -> None:
     assert not (job / "adapter").exists()
 
 
-@pytest.mark.parametrize("how", ["stop", "eof", "sigterm", "sigkill"])
+@pytest.mark.parametrize(
+    "how",
+    ["stop", "sigkill", pytest.param("eof", marks=pytest.mark.slow), pytest.param("sigterm", marks=pytest.mark.slow)],
+)
 def test_an_interrupted_job_goes_on_to_the_same_adapter(job: Path, how: str) -> None:
     configure(job, iters=12, steps_per_checkpoint=2)
     whole = job.parent / "whole"
@@ -167,6 +170,7 @@ def test_bad_data_and_a_missing_base_are_named(job: Path) -> None:
     assert "nowhere" in events[-1].reason
 
 
+@pytest.mark.slow
 def test_heartbeats_come_while_the_job_is_quiet(job: Path) -> None:
     configure(job, iters=1_000_000, steps_per_report=1_000_000, steps_per_checkpoint=1_000_000)
     trainer = Trainer(job)
