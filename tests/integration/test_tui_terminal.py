@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from optiq_client import AdapterState, Client
 from tests.adapters import write_tiny_adapter
 from tests.integration.conftest import Daemon, eventually
@@ -81,20 +83,21 @@ def dashboard(daemon: Daemon) -> Iterator[Terminal]:
         terminal.close()
 
 
+@pytest.mark.slow
 def test_a_dropped_adapter_appears_and_keys_work(tiny_daemon: Daemon, tiny_client: Client) -> None:
     with dashboard(tiny_daemon) as terminal:
         assert terminal.shows("connected"), "it never connected"
-        write_tiny_adapter(tiny_daemon.home / "adapters" / "default" / "terminal-drop")
+        write_tiny_adapter(tiny_daemon.home / "adapters" / "default" / "a-terminal-drop")
         assert eventually(
             lambda: any(
-                adapter.id == "terminal-drop" and adapter.state in (AdapterState.AVAILABLE, AdapterState.RESIDENT)
+                adapter.id == "a-terminal-drop" and adapter.state in (AdapterState.AVAILABLE, AdapterState.RESIDENT)
                 for adapter in tiny_client.adapters.list()
             )
         )
         terminal.type("2")
-        assert terminal.shows("terminal-drop"), "the adapters screen does not show it"
+        assert terminal.shows("a-terminal-drop"), "the adapters screen does not show it"
         terminal.type("6")
         assert terminal.shows("adapter."), "the events screen shows no event of an adapter"
         terminal.type("q")
         assert terminal.ended() == 0
-    tiny_client.adapters.delete("terminal-drop")
+    tiny_client.adapters.delete("a-terminal-drop")
