@@ -84,7 +84,6 @@ def logits_alone(engine: Engine, base: LoadedBase, digest: str, ids: list[int]) 
         active.reset(token)
 
 
-@pytest.mark.slow
 def test_eight_adapters_decode_together_as_they_do_alone(engine: Engine, base: LoadedBase) -> None:
     requests = [
         EngineRequest(f"{digest}-{i}", prompt_ids(base, PROMPTS[i]), 12, adapter=digest)
