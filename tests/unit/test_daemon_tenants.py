@@ -68,7 +68,7 @@ def test_a_token_is_valid_until_it_is_revoked_or_rotated_away(store: Store, tena
     assert tokens.tenant_of(other) == "" and tokens.tenant_of(newest) == "acme"
     assert [token.use_time > 0 for token in tokens.of("acme")] == [True]
     content = b"".join(bytes(str(tuple(row)), "utf-8") for row in store.rows("SELECT * FROM tokens"))
-    assert newest.encode() not in content and newest.rpartition("_")[2].encode() not in content
+    assert newest.encode() not in content and newest.split("_", 3)[3].encode() not in content
 
 
 @given(st.text(max_size=90) | st.from_regex(r"optiq_[a-z]{1,8}_[0-9a-f]{12}_[A-Za-z0-9_-]{43}", fullmatch=True))
@@ -106,7 +106,7 @@ def test_who_calls(tenants: Tenants, gatekeeper: Gatekeeper, tmp_path: Path) -> 
     for sent in ([acme], [f"Basic {acme}"], [f"Bearer {acme}x"], [f"Bearer {acme}", f"Bearer {ops}"], [""]):
         with pytest.raises(UnauthenticatedError) as invalid:
             gatekeeper.authenticate(sent, local=True)
-        assert acme.rpartition("_")[2] not in str(invalid.value)
+        assert acme.split("_", 3)[3] not in str(invalid.value)
     strict = Gatekeeper(tenants, Scope(tenants, tmp_path), require_tokens=True)
     with pytest.raises(UnauthenticatedError):
         strict.authenticate([], local=True)
