@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import pytest
 
-from optiq_client import Client, NotFound
+from optiq_client import Client, DeadlineExceeded, NotFound
 
 T = TypeVar("T")
 
@@ -45,8 +45,20 @@ class Daemon:
             )
         client = Client(home=self.home)
         if wait:
-            client.wait_ready(180)
+            self._wait_ready(client, time.monotonic() + 180)
         return client
+
+    def _wait_ready(self, client: Client, deadline: float) -> None:
+        assert self.process is not None
+        while True:
+            try:
+                client.wait_ready(2)
+                return
+            except DeadlineExceeded:
+                # A daemon that ended says why in its output; waiting for it would only hide that.
+                assert self.process.poll() is None, self.output()
+                if time.monotonic() > deadline:
+                    raise
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = 60) -> int:
         """End it; returns the exit code."""
