@@ -14,11 +14,10 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from optiq_core.errors import OptiqError
+from optiq_daemon.answers import give_answer
 from optiq_daemon.trainer_process import BLAS_THREADS, NICENESS, Job
 
 # A gate is no benchmark: so many examples tell a better adapter from a worse one.
@@ -45,18 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
-    # Libraries that print must not write into the answer.
-    answer = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        job = msgspec.json.decode(arguments.job.read_bytes(), type=Job)
-        scores = score(job, arguments.adapter, arguments.present, arguments.data)
-    except OptiqError as error:
-        print(error, file=sys.stderr)
-        return 1
-    with os.fdopen(answer, "wb") as out:
-        out.write(msgspec.json.encode(scores))
-    return 0
+    job = msgspec.json.decode(arguments.job.read_bytes(), type=Job)
+    return give_answer(lambda: msgspec.json.encode(score(job, arguments.adapter, arguments.present, arguments.data)))
 
 
 def score(job: Job, adapter: Path, present: Path | None, data: Path) -> Scores:
@@ -72,6 +61,7 @@ def score(job: Job, adapter: Path, present: Path | None, data: Path) -> Scores:
     from optiq_core.base.loader import load_base
     from optiq_core.train.data import load_examples
     from optiq_core.train.loss import loss_for
+    from optiq_core.train.validation import mean_loss
 
     base = load_base(Path(job.base_path), profile=profile, load_in=job.load_in)
     examples = load_examples(data, base.tokenizer, job.config)[:MOST_EXAMPLES]
@@ -82,21 +72,9 @@ def score(job: Job, adapter: Path, present: Path | None, data: Path) -> Scores:
     found = {}
     for name in ("new", "present" if present is not None else None):
         with AdapterActivation(name, base.model):
-            found[name or "present"] = _mean_loss(base.model, loss, examples)
+            found[name or "present"] = mean_loss(base.model, loss, examples, rows=_BATCH)
     (new, tokens), (old, _) = found["new"], found["present"]
     return Scores(loss=new, present_loss=old, tokens=tokens, examples=len(examples))
-
-
-def _mean_loss(model: Any, loss: Any, examples: list[Any]) -> tuple[float, int]:
-    from optiq_core.train.batches import sequential
-    from optiq_core.train.loss import number, to_inputs
-
-    total, tokens = 0.0, 0
-    for batch in sequential(examples, batch_size=_BATCH, limit=len(examples)):
-        value, count = loss(model, to_inputs(batch))
-        total += number(value) * number(count)
-        tokens += int(number(count))
-    return total / tokens, tokens
 
 
 if __name__ == "__main__":

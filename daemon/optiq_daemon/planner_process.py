@@ -8,13 +8,12 @@ The file is a trainer's ``job.json``. The verdict goes to stdout as JSON. It all
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 import msgspec
 
-from optiq_core.errors import OptiqError
+from optiq_daemon.answers import give_answer
 from optiq_daemon.trainer_process import Job
 
 
@@ -26,18 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resident-bytes", type=int, default=0)
     parser.add_argument("--calibration", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    # Libraries that print must not write into the answer.
-    answer = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        job = msgspec.json.decode(arguments.job.read_bytes(), type=Job)
-        verdict = plan(job, arguments.limit_bytes, arguments.resident_bytes, arguments.calibration)
-    except OptiqError as error:
-        print(error, file=sys.stderr)
-        return 1
-    with os.fdopen(answer, "wb") as out:
-        out.write(verdict)
-    return 0
+    job = msgspec.json.decode(arguments.job.read_bytes(), type=Job)
+    return give_answer(lambda: plan(job, arguments.limit_bytes, arguments.resident_bytes, arguments.calibration))
 
 
 def plan(job: Job, limit_bytes: int, resident_bytes: int, calibration: Path) -> bytes:

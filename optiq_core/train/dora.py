@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 
-from optiq_core.adapters.kinds import linear_dims
 from optiq_core.adapters.tensors import base_weight
+from optiq_core.train.low_rank import LowRankLinear
 
 
-class DoraLinear(nn.Module):
+class DoraLinear(LowRankLinear):
     """``m / ||W + s (A B)^T|| * (W x + s B^T A^T x)``, the norm taken for each output row and held constant.
 
     mlx-lm's layer is the same function, but dequantizes the whole weight in every call. The norm needs only products
@@ -27,14 +26,7 @@ class DoraLinear(nn.Module):
     """
 
     def __init__(self, linear: nn.Module, *, rank: int, scale: float, dropout: float) -> None:
-        super().__init__()
-        inputs, outputs = linear_dims(linear)
-        self.linear = linear
-        self.dropout = nn.Dropout(p=dropout)
-        self.scale = scale
-        bound = 1 / math.sqrt(inputs)
-        self.lora_a = mx.random.uniform(low=-bound, high=bound, shape=(inputs, rank))
-        self.lora_b = mx.zeros((rank, outputs))
+        super().__init__(linear, rank=rank, scale=scale, dropout=dropout)
         # Of the dequantized weight: the base that is served, not the one before it was quantized.
         self.squares = mx.square(base_weight(linear)).sum(axis=1)
         self.m = mx.sqrt(self.squares)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import mlx.core as mx
@@ -11,6 +10,7 @@ from mlx import nn
 from optiq_core.adapters.kinds import linear_dims
 from optiq_core.adapters.tensors import base_weight
 from optiq_core.base.metadata import ModuleBits
+from optiq_core.train.low_rank import LowRankLinear
 
 # Bits per weight from which a module counts as not quantized.
 FLOAT_BITS = 16
@@ -22,19 +22,7 @@ def rounded(weight: mx.array, grid: ModuleBits) -> mx.array:
     return mx.dequantize(*packed, group_size=grid.group_size, bits=grid.bits, mode=grid.mode).astype(mx.float32)
 
 
-class _LowRank(nn.Module):
-    def __init__(self, linear: nn.Module, *, rows: int, rank: int, scale: float, dropout: float) -> None:
-        super().__init__()
-        inputs, outputs = linear_dims(linear)
-        self.linear = linear
-        self.dropout = nn.Dropout(p=dropout)
-        self.scale = scale
-        bound = 1 / math.sqrt(inputs)
-        self.lora_a = mx.random.uniform(low=-bound, high=bound, shape=(rows, rank))
-        self.lora_b = mx.zeros((rank, outputs))
-
-
-class QatLinear(_LowRank):
+class QatLinear(LowRankLinear):
     """Computes with the merged weight as it is after quantizing, and differentiates as if it were not rounded.
 
     Straight-through on the sum: with ``w = W + s (A B)^T`` the weight is ``w + stop_gradient(Q(w) - w)``, so that the
@@ -47,7 +35,7 @@ class QatLinear(_LowRank):
     """
 
     def __init__(self, linear: nn.Module, grid: ModuleBits, *, rank: int, scale: float) -> None:
-        super().__init__(linear, rows=linear_dims(linear)[0], rank=rank, scale=scale, dropout=0.0)
+        super().__init__(linear, rank=rank, scale=scale, dropout=0.0)
         self._grid = grid
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -58,7 +46,7 @@ class QatLinear(_LowRank):
         return y if bias is None else y + bias
 
 
-class QaLoraLinear(_LowRank):
+class QaLoraLinear(LowRankLinear):
     """QA-LoRA (arXiv:2309.14717): A sees the sum of the inputs of each quantization group.
 
     What it adds to the weight is then the same for a whole group, and merges into the group's bias: the integers stay.

@@ -7,36 +7,31 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import mlx.core as mx
 import msgspec
 import numpy as np
-from mlx import nn
-from mlx.utils import tree_flatten
 
-from optiq_core.adapters.lora_config import LoraConfig, TrainingCard
 from optiq_core.adapters.write import StoredType, write_adapter
 from optiq_core.errors import TrainingError
-from optiq_core.train.adalora import Pruner, with_orthogonality
-from optiq_core.train.batches import Batch, BatchOrder, sequential
+from optiq_core.train.adapted import AdaptedBase, TrainableBase
+from optiq_core.train.batches import Batch, BatchOrder
+from optiq_core.train.card import make_card
 from optiq_core.train.checkpoint import RunState, restore_best, restore_checkpoint, save_best, save_checkpoint
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.data import TrainingData
 from optiq_core.train.events import CheckpointSaved, Event, Progress, ShortOfMemory, Shrunk, Started, StepPeak, Warned
 from optiq_core.train.guard import MemoryGuard, ShortOfMemoryError
-from optiq_core.train.layers import apply_lora, exported_tensors, merge_grids, recomputed_blocks
-from optiq_core.train.loftq import apply_loftq
-from optiq_core.train.loss import Loss, loss_for, number, to_inputs
+from optiq_core.train.layers import exported_tensors, recomputed_blocks
+from optiq_core.train.loss import to_inputs
 from optiq_core.train.meter import Meter
 from optiq_core.train.optim import build_optimizer
-from optiq_core.train.packed import check_packable
 from optiq_core.train.parallel import Processes
-from optiq_core.train.preference import preference_loss_for
-from optiq_core.train.ranks import adalora_budget, distribution
-from optiq_core.train.records import TRAIN_FILE, VALID_FILE
+from optiq_core.train.ranks import distribution
+from optiq_core.train.records import TRAIN_FILE
 from optiq_core.train.step import InterruptedStepError, make_step, seed_step
-from optiq_core.train.targets import rank_targets, ranks_of
+from optiq_core.train.validation import is_best, keeps_best, validation_loss
 
 Signal = Literal["go", "cancel", "stop"]
 Outcome = Literal["succeeded", "cancelled", "stopped"]
@@ -45,25 +40,10 @@ _SIGNALS: tuple[Signal, ...] = ("go", "stop", "cancel")
 
 # A run whose every step is non-finite never recovers: Adam's moments are not updated by skipped steps.
 MAX_SKIPPED_IN_A_ROW = 10
-# Batches of one validation, mlx-lm's default; keeps its cost independent of the size of valid.jsonl.
-VALID_BATCHES = 25
 # Fields that change what a run reports, not what it computes; two of them only without what depends on them.
 _FREE_FIELDS = {"data_path", "iters", "steps_per_report", "steps_per_eval", "steps_per_checkpoint"}
 # Fields that change what a step holds in memory, not what it computes: a run may go on with less.
 _FREE_FIELDS |= {"micro_batch_size", "grad_checkpoint", "loss_chunk"}
-
-
-class TrainableBase(Protocol):
-    """What training needs of :class:`optiq_core.base.LoadedBase`."""
-
-    @property
-    def model(self) -> Any: ...
-    @property
-    def path(self) -> Path: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def metadata(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -136,62 +116,28 @@ class _Run:
         self.rows, self.most_tokens = config.rows_at_a_time, 0
         self.checkpoint_dir, self.control = checkpoint_dir, control
         self._tell = on_event
-        self.model: nn.Module = base.model
         self.processes = Processes()
-        self.keeps_best = config.keep_best or config.patience > 0
-        if self.keeps_best and not data.valid.examples:
-            field = "patience" if config.patience else "keep_best"
-            raise TrainingError(f"{field}: needs validation examples, in {VALID_FILE} beside {TRAIN_FILE}", field=field)
-        if config.compute_dtype:
-            self.model.set_dtype(getattr(mx, config.compute_dtype))
-        # The head is probed on the bare base; adapters never touch it.
-        self.loss: Loss = (
-            loss_for(self.model, config.loss_chunk)
-            if config.objective == "sft"
-            else preference_loss_for(self.model, config.objective, config.beta)
-        )
-        if config.pack_length:
-            check_packable(self.model)
-        targets = rank_targets(self.model, base.metadata, config)
-        self.bits = {target.path: target.bits for target in targets}
-        self.ranks = ranks_of(self.model, targets, config, data=data, loss=self.loss)
-        seed_step(config.seed, 0)
-        apply_lora(
-            self.model,
-            self.ranks,
-            scale=config.scale_at,
-            dropout=config.dropout,
-            method=config.method,
-            grids=merge_grids(base.metadata, config, self.ranks),
-            dynamic=config.rank_scaling == "adalora",
-        )
-        if config.init == "loftq":
-            apply_loftq(self.model, base.path, self.ranks)
-        # What each module's product is multiplied with stays, also where its rank is pruned.
-        self.scales = {path: config.scale_at(rank) for path, rank in self.ranks.items()} if config.rslora else {}
-        self.pruner: Pruner | None = None
-        if config.rank_scaling == "adalora":
-            self.pruner = Pruner(
-                self.model,
-                costs={target.path: target.cost for target in targets},
-                budget=adalora_budget(targets, rank=config.rank, budget_like=config.budget_like),
-                steps=config.iters,
-            )
-            self.loss = with_orthogonality(self.loss)
+        self.keeps_best = keeps_best(config, data)
+        self.adapted = AdaptedBase(base, config, data)
+        self.model, self.pruner = self.adapted.model, self.adapted.pruner
         self.optimizer = build_optimizer(config)
-        fingerprint = self._fingerprint()
-        restored = None
+        self.state = self._restored()
+
+    def _restored(self) -> RunState:
+        """The newest checkpoint's state, or a new one; all processes go on from the first one's."""
+        fingerprint, restored = self._fingerprint(), None
         if self.processes.first:
             restored = restore_checkpoint(
-                checkpoint_dir, fingerprint, self.model, self.optimizer, self.pruner.state if self.pruner else None
+                self.checkpoint_dir, fingerprint, self.model, self.optimizer, self.pruner.state if self.pruner else None
             )
-        self.state = self.processes.same_counters(restored or RunState(fingerprint=fingerprint))
+        state = self.processes.same_counters(restored or RunState(fingerprint=fingerprint))
         if self.processes.size > 1:
             self.optimizer.init(self.model.trainable_parameters())
             self.model.update(self.processes.same_arrays(self.model.trainable_parameters()))
             self.optimizer.state = self.processes.same_arrays(self.optimizer.state)
             if self.pruner:
                 self.pruner.state = self.processes.same_arrays(self.pruner.state)
+        return state
 
     def on_event(self, event: Event) -> None:
         """Report an event, once for all processes."""
@@ -199,13 +145,12 @@ class _Run:
             self._tell(event)
 
     def run(self, out_dir: Path, dtype: StoredType, overwrite: bool) -> TrainResult:
-        parameters = sum(value.size for _, value in tree_flatten(self.model.trainable_parameters()))
         self.on_event(
             Started(
                 step=self.state.step,
                 total_steps=self.config.iters,
-                trainable_parameters=parameters,
-                ranks={str(rank): count for rank, count in distribution(self.ranks).items()},
+                trainable_parameters=self.adapted.parameters,
+                ranks={str(rank): count for rank, count in distribution(self.adapted.ranks).items()},
             )
         )
         for message in self.data.warnings(self.config.max_seq_length):
@@ -223,7 +168,8 @@ class _Run:
     def _write(self, out_dir: Path, dtype: StoredType, overwrite: bool) -> None:
         tensors = {name: np.array(value.astype(mx.float32)) for name, value in exported_tensors(self.model).items()}
         try:
-            write_adapter(out_dir, tensors, self._card(), dtype=dtype, overwrite=overwrite)
+            card = make_card(self.base, self.config, self.adapted, self.state, self.data)
+            write_adapter(out_dir, tensors, card, dtype=dtype, overwrite=overwrite)
         except FileExistsError:
             raise
         except OSError as error:
@@ -245,7 +191,7 @@ class _Run:
         take_step = make_step(
             self.model,
             self.optimizer,
-            self.loss,
+            self.adapted.loss,
             compiled=compiled,
             clip_norm=config.clip_norm,
             processes=self.processes,
@@ -343,12 +289,10 @@ class _Run:
         state, patience = self.state, self.config.patience
         if not self.keeps_best:
             return False
-        if state.valid_loss is not None and (state.best_loss is None or state.valid_loss < state.best_loss):
-            state.best_loss, state.best_step, state.stale_evals = state.valid_loss, state.step, 0
+        if is_best(state):
             if self.processes.first:
                 save_best(self.checkpoint_dir, state, self.model)
             return False
-        state.stale_evals += 1
         if not patience or state.stale_evals < patience:
             return False
         self.on_event(
@@ -360,17 +304,8 @@ class _Run:
         return True
 
     def _validate(self) -> float | None:
-        """Mean loss per token over the first batches of the validation file, None if it is not finite."""
-        self.model.eval()
-        total, tokens = 0.0, 0
-        examples = self.data.valid.examples[: self.config.batch_size * VALID_BATCHES]
-        for batch in sequential(examples, batch_size=self.rows, limit=len(examples)):
-            value, count = self.loss(self.model, to_inputs(batch))
-            total += number(value) * number(count)
-            tokens += int(number(count))
-        self.model.train()
-        mean = total / tokens
-        return mean if np.isfinite(mean) else None
+        examples, batch_size = self.data.valid.examples, self.config.batch_size
+        return validation_loss(self.model, self.adapted.loss, examples, batch_size=batch_size, rows=self.rows)
 
     def _report(self, meter: Meter) -> None:
         state, config = self.state, self.config
@@ -413,46 +348,5 @@ class _Run:
         if self.keeps_best:
             free.discard("steps_per_eval")
         settings = {key: value for key, value in msgspec.to_builtins(self.config).items() if key not in free}
-        content = [settings, self.processes.size, self.ranks, self.data.digest, self.base.digest]
+        content = [settings, self.processes.size, self.adapted.ranks, self.data.digest, self.base.digest]
         return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
-
-    def _card(self) -> LoraConfig:
-        config, state, data = self.config, self.state, self.data
-        return LoraConfig(
-            base_model=base_name(self.base.path),
-            rank=config.rank,
-            rank_scaling=config.rank_scaling,
-            scale=config.scale,
-            dropout=config.dropout,
-            ranks=self.pruner.ranks() if self.pruner else self.ranks,
-            scales=self.scales,
-            method="dora" if config.method == "dora" else "lora",
-            bits={path: bits for path, bits in self.bits.items() if bits is not None},
-            training=TrainingCard(
-                steps=state.step,
-                trained_tokens=state.trained_tokens,
-                examples=len(data.train.examples),
-                cut_examples=data.train.cut,
-                dropped_examples=data.train.dropped,
-                skipped_steps=state.skipped_steps,
-                train_loss=state.train_loss,
-                valid_loss=state.best_loss if state.best_step else state.valid_loss,
-                batch_size=config.batch_size,
-                learning_rate=config.learning_rate,
-                max_seq_length=config.max_seq_length,
-                mask_prompt=config.mask_prompt,
-                seed=config.seed,
-                data_digest=data.digest,
-                base_digest=self.base.digest,
-                best_step=state.best_step,
-                config={key: value for key, value in msgspec.to_builtins(config).items() if key != "data_path"},
-            ),
-        )
-
-
-def base_name(path: Path) -> str:
-    """Name of a base by its folder: ``owner/name`` inside a hub cache, else the folder's name."""
-    for part in path.parts:
-        if part.startswith("models--"):
-            return part.removeprefix("models--").replace("--", "/")
-    return path.name

@@ -53,6 +53,13 @@ def test_the_gate_lets_the_better_through_and_keeps_the_worse(
     assert cli.main(["jobs", "publish", worse.id, "--json", "--home", str(tiny_daemon.home)]) == 0
     digest = json.loads(capsys.readouterr().out)["adapter_digest"]
     assert digest and client.adapters.get("gated").digest == digest
+
+    # Cancelled while it is scored, it is not published, though it might be better.
+    scored = client.training.create("gated", replace(good, iters=24), publication=gated)
+    assert eventually(lambda: client.training.get(scored.id).state_reason.startswith("scoring"), 180)
+    client.training.cancel(scored.id)
+    assert eventually(lambda: client.training.get(scored.id).state is JobState.CANCELLED)
+    assert client.adapters.get("gated").digest == digest
     with pytest.raises(InvalidRequest, match=r"valid\.jsonl"):
         (tmp_path / "data" / "valid.jsonl").unlink()
         client.training.create("gated", good, publication=gated)

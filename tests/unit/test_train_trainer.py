@@ -13,11 +13,12 @@ from mlx.utils import tree_flatten
 from optiq_core.adapters.lora_config import read_lora_config
 from optiq_core.base import load_base
 from optiq_core.errors import TrainingError
-from optiq_core.train import trainer
+from optiq_core.train import adapted, trainer
+from optiq_core.train.card import base_name
 from optiq_core.train.events import CheckpointSaved, Progress, Started, Warned
 from optiq_core.train.layers import recomputed_blocks
 from optiq_core.train.step import make_step
-from optiq_core.train.trainer import Signal, base_name
+from optiq_core.train.trainer import Signal
 from tests.unit.train_lab import Lab, stop_after
 from tests.unit.train_tiny import EIGHT_BITS, write_tiny_data
 
@@ -148,7 +149,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run_when_they
 ) -> None:
     bad: set[int] = {1, 2}
     calls = iter(range(1000))
-    exact = trainer.loss_for
+    exact = adapted.loss_for
 
     def poisoned(model: nn.Module, chunk: int) -> Any:
         loss = exact(model, chunk)
@@ -159,7 +160,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run_when_they
 
         return value
 
-    monkeypatch.setattr(trainer, "loss_for", poisoned)
+    monkeypatch.setattr(adapted, "loss_for", poisoned)
     lab.run("adapter", iters=6, steps_per_report=1, steps_per_eval=100)
     warnings: list[Warned] = lab.of(Warned)
     assert [warning.message.split(":")[0] for warning in warnings] == ["step 2", "step 3"]

@@ -49,18 +49,27 @@ class Publisher:
         self._registry = registry
         self._routes = routes
         self._folder = folder
+        self._gates: dict[str, Child] = {}
+
+    def cancel(self, record: JobRecord) -> None:
+        """Have a gate that scores this job's adapter end; its adapter is then kept, and not published."""
+        if record.id in self._gates:
+            self._gates[record.id].kill()
 
     async def finish(self, record: JobRecord, adapter: Path) -> None:
         """End a job whose adapter is made."""
         if record.publication.gate and record.gate is None:
             self._book.set(record, record.state, "scoring the adapter against the present version")
+            failure = ""
             try:
                 record.gate = await self._score(record, adapter)
             except OptiqError as error:
-                self._kept(record, f"it could not be scored: {error}")
+                failure = f"it could not be scored: {error}"
+            if record.cancel_requested:
+                self._book.set(record, JobState.CANCELLED, "cancelled as asked, while its adapter was scored")
                 return
-            if not record.gate.passed:
-                self._kept(record, _verdict(record.gate))
+            if record.gate is None or not record.gate.passed:
+                self._kept(record, _verdict(record.gate) if record.gate is not None else failure)
                 return
         await self.publish(record, adapter)
 
@@ -141,9 +150,9 @@ class Publisher:
             digest = self._registry.record(key).digest
             with self._registry.residency.lease(digest):
                 command += ["--present", str(self._registry.blobs.path(digest))]
-                scores = await self._run(command, folder)
+                scores = await self._run(record.id, command)
         else:
-            scores = await self._run(command, folder)
+            scores = await self._run(record.id, command)
         return GateResult(
             passed=scores.loss < scores.present_loss,
             loss=scores.loss,
@@ -153,8 +162,8 @@ class Publisher:
             data_path=data,
         )
 
-    async def _run(self, command: list[str], folder: Path) -> Scores:
-        child = await Child.spawn(command, folder / LOG_NAME, read_stdout=True)
+    async def _run(self, job: str, command: list[str]) -> Scores:
+        child = self._gates[job] = await Child.spawn(command, self._folder / job / LOG_NAME, read_stdout=True)
         stdout = child.process.stdout
         assert stdout is not None
         try:
@@ -164,6 +173,7 @@ class Publisher:
         except (TimeoutError, msgspec.DecodeError):
             raise OptiqError(child.tail() or f"the gate ended with {child.how_it_ended()}") from None
         finally:
+            del self._gates[job]
             if child.returncode is None:
                 child.kill()
                 await asyncio.shield(child.wait())

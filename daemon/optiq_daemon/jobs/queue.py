@@ -223,6 +223,7 @@ class JobQueue:
         run = self._dispatcher.runs.get(key)
         if run is not None:
             await run.cancel()
+            self._publisher.cancel(record)
         else:
             self._book.set(record, JobState.CANCELLED, "cancelled as asked")
         return record
