@@ -1,14 +1,15 @@
 """Bench ``train``: our trainer against stock mlx-lm's on the same loaded base, in turns.
 
 ``stock``: the same batches, rank and optimizer, every token trained. ``lean``: conversations of mixed length whose
-answers are trained, stock's batches of four against packed rows with chunked loss and recomputed blocks.
+answers are trained, stock's batches of four against packed rows with chunked loss and recomputed blocks. ``switches``:
+the same conversations with our trainer, each technique alone against none of them.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,9 +19,10 @@ from optiq_core.errors import OptiqError
 from optiq_core.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    from optiq_core.bench.train_contest import Curve
     from optiq_core.planner.planner import Planner
 
-PARTS = ("stock", "lean", "qat", "shapes", "longest")
+PARTS = ("stock", "lean", "switches", "qat", "shapes", "longest")
 _BATCH = 4
 _MAX_LENGTH = 512
 _PACK_LENGTH = 512
@@ -66,7 +68,7 @@ class Bench:
 
     def stock(self) -> dict[str, Any]:
         """Tokens per second over stock's on its own batches, and how far the losses are apart."""
-        from optiq_core.bench.train_contest import Curve, stock_batches
+        from optiq_core.bench.train_contest import stock_batches
         from optiq_core.train.data import Example
 
         # Of few lengths, so that most steps repeat a shape; every token is trained.
@@ -94,7 +96,6 @@ class Bench:
 
     def lean(self) -> dict[str, Any]:
         """Trained tokens per second and peak memory of packing, chunked loss and checkpointing over stock's."""
-        from optiq_core.bench.train_contest import Curve
         from optiq_core.train.batches import BatchOrder
 
         examples = conversations(self.base.tokenizer, 256)
@@ -128,6 +129,38 @@ class Bench:
             **lean,
             "without_checkpointing": result["quick"],
             "stock": {"tps": statistics.median(figures["stock"]), "peak_bytes": peaks["stock"]},
+        }
+
+    def switches(self) -> dict[str, dict[str, float]]:
+        """Trained tokens per second and peak memory of each technique alone, over those of none."""
+        from optiq_core.train.batches import BatchOrder
+
+        examples = conversations(self.base.tokenizer, 256)
+        steps = self.steps
+        rows = BatchOrder(examples, batch_size=_BATCH, seed=0)
+        packed = BatchOrder(examples, batch_size=2, seed=0, pack_length=_PACK_LENGTH)
+        runs: dict[str, Callable[[], Curve]] = {
+            "nothing": lambda: self.arena.ours(rows[i] for i in range(steps)),
+            "packing": lambda: self.arena.ours(packed[i] for i in range(max(2, steps // 3))),
+            "chunked loss": lambda: self.arena.ours((rows[i] for i in range(steps)), loss_chunk=_CHUNK),
+            "checkpointing": lambda: self.arena.ours((rows[i] for i in range(steps)), grad_checkpoint=True),
+            "accumulation": lambda: self.arena.ours(rows.parts(i, 1) for i in range(steps)),
+        }
+        peaks: dict[str, int] = {}
+
+        def run(name: str) -> float:
+            curve = runs[name]()
+            peaks[name] = max(peaks.get(name, 0), curve.peak_bytes)
+            return sum(curve.tokens) / sum(curve.seconds)
+
+        figures = paired({name: lambda name=name: run(name) for name in runs}, rounds=self.rounds, progress=narrate)  # type: ignore[misc]
+        return {
+            name: {
+                "tps_ratio": median_ratio(figures[name], figures["nothing"]),
+                "peak_ratio": peaks[name] / peaks["nothing"],
+                "peak_bytes": peaks[name],
+            }
+            for name in runs
         }
 
     def qat(self) -> dict[str, Any]:
@@ -225,7 +258,7 @@ def run(
 @click.option("--quick", is_flag=True, help="A fraction of the work, to see that it runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def train(as_json: bool, only: tuple[str, ...], **options: Any) -> None:
-    """Compare training with stock mlx-lm: speed, loss, memory, what a merge keeps, shapes, longest example."""
+    """Compare training with stock mlx-lm: speed, loss, memory, each technique's effect, what a merge keeps."""
     try:
         emit(run(only=only or PARTS, **options), as_json=as_json)
     except OptiqError as error:

@@ -123,8 +123,10 @@ class Arena:
         del curve.shapes[len(curve.losses) :]
         return curve
 
-    def ours(self, batches: Iterable[Batch], *, grad_checkpoint: bool = False, loss_chunk: int = 0) -> Curve:
-        """Our trainer's step on the given batches."""
+    def ours(
+        self, batches: Iterable[Batch | Sequence[Batch]], *, grad_checkpoint: bool = False, loss_chunk: int = 0
+    ) -> Curve:
+        """Our trainer's step on the given batches; one in parts accumulates their gradients."""
         curve = Curve()
         loss = loss_for(self.model, loss_chunk)
         with self.adapted() as model, recomputed_blocks(model, grad_checkpoint):
@@ -132,12 +134,14 @@ class Arena:
             compiled = mx.default_device() == mx.gpu
             step = make_step(model, optimizers.Adam(learning_rate=LEARNING_RATE), loss, compiled=compiled)
             for batch in batches:
+                parts = [batch] if isinstance(batch, Batch) else batch
                 began = time.perf_counter()
-                result = step(to_inputs(batch))
+                result = step(*map(to_inputs, parts))
                 curve.seconds.append(time.perf_counter() - began)
                 curve.losses.append(result.loss)
                 curve.tokens.append(result.tokens)
-                curve.shapes.append((*batch.tokens.shape, len(batch.positions)))
+                largest = max(parts, key=lambda part: part.tokens.size)
+                curve.shapes.append((*largest.tokens.shape, len(largest.positions)))
             curve.peak_bytes = mx.get_peak_memory()
             model.eval()
         return curve

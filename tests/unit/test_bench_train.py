@@ -8,6 +8,7 @@ import pytest
 
 from optiq_core.base import load_base
 from optiq_core.bench.train_contest import Arena, Curve, stock_batches
+from optiq_core.train.batches import BatchOrder
 from optiq_core.train.data import Example
 from tests.unit.tiny import tiny_model
 from tests.unit.train_tiny import write_tiny_base
@@ -28,6 +29,15 @@ def test_stock_mlx_lm_and_our_step_have_one_loss_curve_on_the_same_batches() -> 
     assert len(stock.shapes) == len(stock.losses) == 4
     assert np.allclose(ours.losses, stock.losses, atol=1e-5)
     assert not any("lora" in name for name, _ in model.named_modules())
+
+
+def test_a_batch_in_parts_has_the_whole_batchs_losses() -> None:
+    arena = Arena(tiny_model())
+    order = BatchOrder(examples(8), batch_size=4, seed=0)
+    whole = arena.ours(order[i] for i in range(2))
+    parts = arena.ours(order.parts(i, 1) for i in range(2))
+    assert parts.tokens == whole.tokens
+    assert np.allclose(parts.losses, whole.losses, atol=1e-5)
 
 
 def test_speed_leaves_out_the_first_step_of_a_shape() -> None:

@@ -13,7 +13,7 @@ SUMMARIES: dict[str, str] = {
     "mixed": "Compare a batch on different adapters with the bare base, one adapter, and one adapter after another.",
     "residency": "Mount many adapters and decode on eight of them: the others must cost nothing but their bytes.",
     "ttft": "Time the first token of mounted and of new adapters, and how long mounts and a long prompt stall streams.",
-    "train": "Compare training with stock mlx-lm: speed, loss, memory, what a merge keeps, shapes, longest example.",
+    "train": "Compare training with stock mlx-lm: speed, loss, memory, each technique's effect, what a merge keeps.",
     "quant": "Compare mixed precision with uniform 4 bits at the same size: KL, perplexity, accuracy, bytes.",
     "kv": "Compare KV caches: what they lose, what a token takes, how long a decode step takes.",
     "planner": "Compare the planner's predictions with real training steps.",
