@@ -113,3 +113,45 @@ def test_two_places_what_is_paused_stays_so_over_a_restart(
             client.training.cancel(job.id)
         assert eventually(lambda: all(state(client, job) is JobState.CANCELLED for job in both), 180)
     assert daemon.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_job_waits_for_the_memory_that_another_holds(
+    tiny_client: Client, another_daemon: Callable[..., Daemon], tiny_folder: Path, tmp_path: Path
+) -> None:
+    long = settings(tmp_path / "data", iters=1_000_000)
+    needed = tiny_client.training.plan(long).bound_bytes
+    daemon = another_daemon("--model", str(tiny_folder), "--settle-ms", "100", "--drain-seconds", "10")
+    config = f"training_jobs = 2\ntraining_memory_mb = {1.5 * needed / 1e6}\n"
+    (daemon.home / "config.toml").write_text(config)
+    with daemon.start() as client:
+        first = client.training.create("first", long)
+        assert eventually(lambda: step(client, first) > 0, 180)
+        second = client.training.create("second", replace(long, iters=3))
+        assert eventually(lambda: client.training.get(second.id).wait is not None, 180)
+        wait = client.training.get(second.id).wait
+        assert wait is not None and wait.reason is WaitReason.MEMORY
+        assert wait.free_bytes < needed <= wait.needed_bytes
+        client.training.cancel(first.id)
+        assert eventually(lambda: state(client, second) is JobState.SUCCEEDED, 180)
+    assert daemon.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_slice_that_is_over_makes_room_at_a_step(
+    another_daemon: Callable[..., Daemon], tiny_folder: Path, tmp_path: Path
+) -> None:
+    daemon = another_daemon("--model", str(tiny_folder), "--settle-ms", "100", "--drain-seconds", "10")
+    (daemon.home / "config.toml").write_text("training_slice_s = 1\n")
+    with daemon.start() as client:
+        long = settings(tmp_path / "data", iters=1_000_000)
+        first = client.training.create("first", long)
+        assert eventually(lambda: step(client, first) > 0, 180)
+        urgent = client.training.create("urgent", replace(long, iters=3), schedule=JobSchedule(priority=50))
+        assert eventually(lambda: state(client, urgent) is JobState.SUCCEEDED, 180)
+        reached = step(client, first)
+        assert eventually(lambda: step(client, first) > reached, 180)
+        assert client.training.get(first.id).attempts == 2
+        client.training.cancel(first.id)
+        assert eventually(lambda: state(client, first) is JobState.CANCELLED, 180)
+    assert daemon.stop() == 0
