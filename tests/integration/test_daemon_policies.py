@@ -25,6 +25,14 @@ def step(client: Client, job: str) -> int:
     return progress.step if progress is not None else 0
 
 
+def tokens(client: Client, prompt: str) -> int:
+    """How many the random base answers before it happens to end."""
+    answer = client.generate(prompt, raw=True, max_tokens=400)
+    answer.read()
+    assert answer.finished is not None
+    return answer.finished.usage.completion_tokens
+
+
 @pytest.fixture
 def daemon_with(another_daemon: Callable[..., Daemon], tiny_folder: Path) -> Callable[[str], Daemon]:
     def make(policy: str) -> Daemon:
@@ -39,8 +47,9 @@ def daemon_with(another_daemon: Callable[..., Daemon], tiny_folder: Path) -> Cal
 def test_a_trainer_holds_while_a_request_is_served(daemon_with: Callable[[str], Daemon], tmp_path: Path) -> None:
     daemon = daemon_with("pause-when-busy")
     with daemon.start() as client:
+        prompt = next(text for text in ("Count.", *"abcdefgh") if tokens(client, text) == 400)
         job = start_job(client, tmp_path / "data")
-        events = client.generate("Count.", raw=True, max_tokens=400).events()
+        events = client.generate(prompt, raw=True, max_tokens=400).events()
         while not isinstance(next(events), Chunk):
             pass
         holds = eventually(lambda: "holds" in client.training.get(job).state_reason)
