@@ -25,7 +25,14 @@ EMBEDDED_ARGUMENTS = (
 _FORMAT = "1"
 
 
-def converted(source: Path, digest: str, arguments: Sequence[str], say: Callable[[str], None]) -> Path:
+def converted(
+    source: Path,
+    digest: str,
+    arguments: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    program: str = "optiq_core.quant",
+) -> Path:
     """Return the folder of a converted base, converting it on first use.
 
     Args:
@@ -33,6 +40,7 @@ def converted(source: Path, digest: str, arguments: Sequence[str], say: Callable
         digest: of its content, for the cache.
         arguments: of `optiq convert`, without the base and the output.
         say: called with one sentence per step.
+        program: module that takes the source, ``-o FOLDER``, ``--overwrite`` and the arguments.
 
     Raises:
         BaseModelError: the conversion failed.
@@ -43,7 +51,7 @@ def converted(source: Path, digest: str, arguments: Sequence[str], say: Callable
         return folder
     say(f"converting {source.name} (once): {' '.join(arguments)}")
     # A second process may be making the same folder: either result will do.
-    command = [sys.executable, "-m", "optiq_core.quant", str(source), "-o", str(folder), "--overwrite", *arguments]
+    command = [sys.executable, "-m", program, str(source), "-o", str(folder), "--overwrite", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]

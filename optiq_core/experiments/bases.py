@@ -44,10 +44,22 @@ class Bases:
                 from optiq_core.base.converted import converted
                 from optiq_core.quant.partial import content_digest
 
-                arguments = plan_settings(spec.convert).arguments
-                folder = converted(folder, content_digest(folder), arguments, self._progress)
+                program, arguments = _conversion(spec.convert)
+                folder = converted(folder, content_digest(folder), arguments, self._progress, program=program)
             self._found[name] = folder
         return self._found[name]
+
+
+def _conversion(convert: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """The program that makes a base, and its arguments."""
+    if "fixed" not in convert:
+        return "optiq_core.quant", plan_settings(convert).arguments
+    from optiq_core.experiments.fixed import FixedBits
+
+    try:
+        return "optiq_core.experiments.fixed", msgspec.convert(convert, FixedBits).arguments
+    except msgspec.ValidationError as error:
+        raise SpecError(f"bases.*.convert: {error}") from error
 
 
 def plan_settings(convert: dict[str, Any]) -> PlanSettings:

@@ -32,7 +32,7 @@ def experiment() -> None:
     "Stopped with Ctrl-C it keeps what is finished; the same command goes on from there."
 )
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--preset", help="An experiment that comes with the package: logic, smoke.")
+@click.option("--preset", help="One that comes with the package: logic, joint, schemes, methods, smoke.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory of the runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def run(file: Path | None, preset: str | None, output: Path, as_json: bool) -> None:

@@ -158,7 +158,7 @@ class _Line(msgspec.Struct, frozen=True):
 
 def _prepare(run_folder: Path, experiment: Experiment, configuration: Configuration, seed: int, base: Path) -> None:
     splits = draw(experiment.items, seed)
-    train = experiment.train_config(configuration, "data", seed) if configuration.kind == "adapter" else None
+    train = experiment.train_config(configuration, "data", seed) if configuration.kind != "bare" else None
     spec = RunSpec(
         configuration=configuration.name,
         seed=seed,
@@ -169,6 +169,9 @@ def _prepare(run_folder: Path, experiment: Experiment, configuration: Configurat
         valid_items=list(splits.valid),
         test_items=list(splits.test),
         max_tokens=experiment.max_tokens,
+        load_in=experiment.bases[configuration.base].load_in,
+        merge=True if configuration.kind == "merged" else msgspec.UNSET,
+        text=experiment.text or msgspec.UNSET,
     )
     content = msgspec.json.encode(spec)
     path = run_folder / RUN_FILE

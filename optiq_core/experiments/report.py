@@ -18,6 +18,7 @@ class Row:
 
     Attributes:
         accuracy: pooled over items and seeds.
+        valid_loss, perplexity, merged_cosine: means over seeds; None where they were not measured.
         spread: standard deviation of the accuracy between seeds, 0 for one seed.
         against: comparison with the experiment's first configuration on the same items; None for that one.
     """
@@ -33,6 +34,8 @@ class Row:
     tokens_per_second: float
     peak_memory_bytes: int
     skipped_steps: int
+    perplexity: float | None
+    merged_cosine: float | None
     by_category: dict[str, tuple[int, int]]
     against: Comparison | None
 
@@ -123,7 +126,6 @@ def _row(name: str, runs: dict[int, RunResult], reference: dict[int, RunResult] 
         for category in dict.fromkeys(sorted(labels))
     }
     shared = sorted(set(runs) & set(reference or {}))
-    losses = [run.valid_loss for run in results if run.valid_loss is not None]
     accuracies = [sum(run.right) / len(run.right) for run in results]
     return Row(
         name=name,
@@ -131,17 +133,24 @@ def _row(name: str, runs: dict[int, RunResult], reference: dict[int, RunResult] 
         parameters=results[0].parameters,
         adapter_bytes=results[0].adapter_bytes,
         base_bytes=results[0].base_bytes,
-        valid_loss=statistics.mean(losses) if losses else None,
+        valid_loss=_mean([run.valid_loss for run in results]),
         accuracy=proportion(sum(right), len(right)),
         spread=statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
         tokens_per_second=statistics.median(run.tokens_per_second for run in results),
         peak_memory_bytes=max(run.peak_memory_bytes for run in results),
         skipped_steps=sum(run.skipped_steps for run in results),
+        perplexity=_mean([run.perplexity for run in results]),
+        merged_cosine=_mean([run.merged_cosine for run in results]),
         by_category=by_category,
         against=compare([reference[s].right for s in shared], [runs[s].right for s in shared])
         if reference is not None and shared
         else None,
     )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
 
 
 def _markdown(row: Row) -> str:

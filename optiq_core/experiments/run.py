@@ -1,13 +1,15 @@
 """One run of an experiment in a process of its own: train, then score in the engine that serves.
 
 ``python -m optiq_core.experiments.run DIR`` reads ``DIR/run.json`` and writes, in this order, ``data/``, ``adapter/``,
-``metrics.jsonl``, ``predictions.jsonl`` and ``result.json``. A directory with ``result.json`` is a finished run. A run
-that was stopped goes on from its checkpoint. Progress goes to stdout, a JSON object a line.
+``metrics.jsonl``, ``predictions.jsonl`` and ``result.json``; ``merged/`` lies there while a merged base is scored. A
+directory with ``result.json`` is a finished run. A run that was stopped goes on from its checkpoint. Progress goes to
+stdout, a JSON object a line.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 import time
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from optiq_core.base.load_in import LoadIn
 from optiq_core.bench.harness import describe_run
 from optiq_core.experiments.puzzles import LabelledItem
 from optiq_core.experiments.tasks import Item, boxed, write_data
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 RESULT_FILE = "result.json"
 RUN_FILE = "run.json"
+EVALUATION_TEXT = "evaluation"
 
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +46,9 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
         train: None scores the bare base.
         train_items, valid_items, test_items: with their categories.
         max_tokens: generated for an answer at most.
+        load_in: see :class:`optiq_core.experiments.spec.BaseSpec`.
+        merge: score the base with the adapter added into its weights.
+        text: to measure perplexity on.
     """
 
     configuration: str
@@ -53,6 +60,9 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     valid_items: list[LabelledItem]
     test_items: list[LabelledItem]
     max_tokens: int
+    load_in: LoadIn | msgspec.UnsetType = msgspec.UNSET
+    merge: bool | msgspec.UnsetType = msgspec.UNSET
+    text: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +74,9 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
         parameters: trainable ones.
         skipped_steps: steps left out because loss or gradient was not finite.
         peak_memory_bytes: of the training's arrays.
+        perplexity: of the text, with the adapter; None if there is no text.
+        merged_cosine: how much of the adapter's change a merge kept, see
+            :class:`optiq_core.adapters.fuse.FuseReport`; None if it was not merged.
     """
 
     configuration: str
@@ -81,6 +94,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     adapter_bytes: int = 0
     base_bytes: int = 0
     base_bits_per_weight: float = 0.0
+    perplexity: float | None = None
+    merged_cosine: float | None = None
     described: dict[str, Any] = {}
 
 
@@ -98,20 +113,29 @@ def execute(folder: Path, report: Callable[[dict[str, Any]], None] = lambda line
 
     setup_device()
     spec = msgspec.json.decode((folder / RUN_FILE).read_bytes(), type=RunSpec)
-    base = load_base(Path(spec.base))
-    trained = _train(folder, spec, base, report) if spec.train else {}
-    if spec.train:
-        # Training left its layers on the model; scoring wants the base as it is served.
-        base = load_base(Path(spec.base))
+    base = load_base(Path(spec.base), load_in=spec.load_in or None)
+    weights, bits = _weight_bytes(Path(spec.base), base), base.bits_per_weight
+    found = _train(folder, spec, base, report) if spec.train else {}
+    adapter = folder / "adapter" if spec.train else None
+    if adapter is not None and spec.merge:
+        report({"phase": "merging"})
+        base, found["merged_cosine"] = _merged(Path(spec.base), adapter, folder / "merged")
+        adapter = None
+    if spec.text:
+        report({"phase": "perplexity"})
+        # Mounted on a copy of its own: the engine takes no model that training or mounting changed.
+        scored = base if adapter is None else load_base(Path(spec.base), load_in=spec.load_in or None)
+        found["perplexity"] = perplexity(scored, adapter, spec.text)
+    if adapter is not None:
+        base = load_base(Path(spec.base), load_in=spec.load_in or None)
     report({"phase": "scoring", "items": len(spec.test_items)})
-    answers = answer(base, [i.item for i in spec.test_items], folder / "adapter" if spec.train else None, spec)
+    answers = answer(base, [i.item for i in spec.test_items], adapter, spec)
     right = [boxed(text) == labelled.item.answer for text, labelled in zip(answers, spec.test_items, strict=True)]
     lines = [
         json.dumps({"category": i.category, "question": i.item.question, "expected": i.item.answer, "answer": text})
         for i, text in zip(spec.test_items, answers, strict=True)
     ]
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    weights = sum(file.stat().st_size for file in Path(spec.base).glob("*.safetensors"))
     result = RunResult(
         configuration=spec.configuration,
         seed=spec.seed,
@@ -119,12 +143,52 @@ def execute(folder: Path, report: Callable[[dict[str, Any]], None] = lambda line
         right=right,
         categories=[i.category for i in spec.test_items],
         base_bytes=weights,
-        base_bits_per_weight=base.bits_per_weight,
+        base_bits_per_weight=bits,
         described=describe_run(base),
-        **trained,
+        **found,
     )
     write_atomically(folder / RESULT_FILE, msgspec.json.format(msgspec.json.encode(result), indent=1))
     return result
+
+
+def _weight_bytes(folder: Path, base: LoadedBase) -> int:
+    """Bytes of a base's weights: on disk, or what they would be there as they were quantized at load."""
+    from optiq_core.base.metadata import read_metadata
+
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return round(stored * base.bits_per_weight / read_metadata(folder).bits_per_weight)
+
+
+def _merged(base: Path, adapter: Path, target: Path) -> tuple[LoadedBase, float]:
+    """The base with an adapter in its weights, and how much of the adapter's change is there."""
+    from optiq_core.adapters.fuse import fuse_adapter
+    from optiq_core.base import load_base
+
+    kept = fuse_adapter(base, adapter, target, overwrite=True).kept_cosine
+    loaded = load_base(target)
+    # A copy of the base for each run would fill the disk; base and adapter make it again.
+    shutil.rmtree(target)
+    return loaded, kept
+
+
+def perplexity(base: LoadedBase, adapter: Path | None, text: str) -> float:
+    """Perplexity on a UTF-8 file, or on Optiq's own text where this is ``evaluation``.
+
+    The adapter stays mounted on the base.
+
+    Raises:
+        QuantizationError: the text cannot be read.
+    """
+    from optiq_core.adapters.mount import AdapterActivation, mount_adapter_on_model
+    from optiq_core.quant.calibration import EVALUATION, read_tokens
+    from optiq_core.quant.evaluate import score_text
+
+    tokens = read_tokens(base.tokenizer, EVALUATION if text == EVALUATION_TEXT else Path(text))
+    name = "adapter" if adapter is not None else None
+    if adapter is not None:
+        mount_adapter_on_model(base.model, "adapter", adapter)
+    with AdapterActivation(name, base.model):
+        return score_text(base.model, tokens).perplexity
 
 
 def _train(folder: Path, spec: RunSpec, base: LoadedBase, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 import msgspec
 
+from optiq_core.base.load_in import LoadIn
 from optiq_core.errors import OptiqError, TrainingError
 from optiq_core.experiments.puzzles import PUZZLES
 from optiq_core.train.config import TrainConfig, decode_config
 
-PRESETS = ("logic", "smoke")
+PRESETS = ("logic", "joint", "schemes", "methods", "smoke")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -44,11 +45,17 @@ class BaseSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Attributes:
         model: what ``optiq serve --model`` takes.
-        convert: settings of ``optiq convert`` (``target_bpw``, ``candidate_bits``, ...); empty: as it is.
+        convert: settings of ``optiq convert`` (``target_bpw``, ``candidate_bits``, ...), or bits by rule:
+            ``fixed = ["*=4", "embeddings=8"]`` and optionally ``group_size`` (see
+            :mod:`optiq_core.experiments.fixed`); empty: as it is.
+        load_in: quantize at load to ``4bit``, ``6bit``, ``8bit`` or ``mxfp4``; only for a base in float, and what
+            LoftQ needs.
     """
 
     model: str = "embedded"
     convert: dict[str, Any] = {}
+    # Unset is not encoded: the digests of runs without it stay what they were.
+    load_in: LoadIn | msgspec.UnsetType = msgspec.UNSET
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,13 +64,14 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     Attributes:
         name: unique, used as a folder's name.
         base: key of ``bases``.
-        kind: ``bare`` scores the base without training.
+        kind: ``adapter`` is trained and served beside the base; ``merged`` is trained, added into the base's own
+            weights (rounded again where these are quantized) and scored there; ``bare`` is the base without training.
         train: settings that differ from the experiment's ``train``.
     """
 
     name: str
     base: str = "base"
-    kind: Literal["adapter", "bare"] = "adapter"
+    kind: Literal["adapter", "merged", "bare"] = "adapter"
     train: dict[str, Any] = {}
 
 
@@ -78,6 +86,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         train: training settings that all configurations share.
         configurations: the contestants, the reference of the comparison first.
         max_tokens: generated for an answer at most.
+        text: also measure perplexity on this UTF-8 file; ``evaluation`` is the one that comes with Optiq. Empty: no.
     """
 
     name: str
@@ -87,6 +96,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     bases: dict[str, BaseSpec] = msgspec.field(default_factory=lambda: {"base": BaseSpec()})
     train: dict[str, Any] = {}
     max_tokens: int = 32
+    text: str = ""
 
     def train_config(self, configuration: Configuration, data_path: str, seed: int) -> TrainConfig:
         """Settings of one run.
@@ -105,6 +115,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             configuration.kind,
             configuration.train,
             self.max_tokens,
+            *([self.text] if self.text else []),
         ]
         return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()[:16]
 
@@ -146,6 +157,8 @@ def _check(experiment: Experiment, where: str) -> None:
     for configuration in experiment.configurations:
         if configuration.base not in experiment.bases:
             problems.append(f"configurations.{configuration.name}.base: {configuration.base!r} is not in bases")
+        elif configuration.kind == "merged" and experiment.bases[configuration.base].load_in:
+            problems.append(f"configurations.{configuration.name}.kind: merged needs a base without load_in")
         try:
             experiment.train_config(configuration, "data", 0)
         except TrainingError as error:

@@ -109,7 +109,7 @@ def write_model(source: Source, options: Mapping[str, Option], folder: Path) -> 
 
     Args:
         source: dense.
-        options: by module path; modules that are not named stay in float.
+        options: by module path; modules that are not named stay in float, and all of them if there are none.
         folder: exists.
     """
     model = source.model
@@ -121,8 +121,9 @@ def write_model(source: Source, options: Mapping[str, Option], folder: Path) -> 
     model.update(tree_map_with_path(stored, model.parameters()))
     nn.quantize(model, class_predicate=lambda path, _: dict(options[path].arguments) if path in options else False)
     save_model(folder, model)
-    config = {**source.config, "quantization": _entries(options)}
-    config["quantization_config"] = config["quantization"]
+    config = dict(source.config)
+    if options:
+        config["quantization"] = config["quantization_config"] = _entries(options)
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")
     source.tokenizer.save_pretrained(str(folder))
     for pattern in _COPIED:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from optiq_core.base.converted import converted
-from optiq_core.errors import BaseModelError
+from optiq_core.base.metadata import read_metadata
+from optiq_core.errors import BaseModelError, QuantizationError
 from optiq_core.experiments.bases import Bases, plan_settings
+from optiq_core.experiments.fixed import choose_options
 from optiq_core.experiments.spec import BaseSpec, Configuration, Experiment, SpecError
 from optiq_core.quant.cli import convert
+from optiq_core.quant.modules import find_quant_targets
+from optiq_core.quant.options import Option
 from optiq_core.quant.plan import PlanSettings
+from tests.unit.tiny import tiny_model
 from tests.unit.train_tiny import write_tiny_base
 
 
@@ -28,6 +34,35 @@ def test_a_base_is_converted_once_and_found_by_content(tmp_path: Path, monkeypat
     assert len(said) == 1 and said[0].startswith("converting base (once): --target-bpw 7 --candidate-bits 4,8")
     assert Bases(experiment, progress=said.append).locate("mixed") == mixed
     assert len(said) == 1
+
+
+def test_bits_by_rule_are_those_of_the_last_rule_that_matches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTIQ_CACHE", str(tmp_path / "cache"))
+    folder = write_tiny_base(tmp_path / "base", quantized=False)
+    rules = ["*=4", "*.self_attn.*=8", "embeddings=16", "lm_head=8"]
+    specs = {
+        "ruled": BaseSpec(model=str(folder), convert={"fixed": rules, "group_size": 32}),
+        "odd": BaseSpec(model=str(folder), convert={"fixed": "*=4"}),
+    }
+    bases = Bases(
+        Experiment(name="e", seeds=[0], configurations=[Configuration(name="c")], bases=specs), progress=lambda _: None
+    )
+    bits = read_metadata(bases.locate("ruled")).layer_bits
+    assert bits["model.embed_tokens"] == 32
+    assert {bits[path] for path in bits if "self_attn" in path} == {8}
+    assert {bits[path] for path in bits if ".mlp." in path} == {4}
+    with pytest.raises(SpecError, match=r"bases.*.convert: .*fixed"):
+        bases.locate("odd")
+
+
+def test_a_malformed_rule_is_named() -> None:
+    for rule in ("*", "*=7", "=4", "*=four"):
+        with pytest.raises(QuantizationError, match=re.escape(repr(rule))):
+            choose_options([], [rule], 64)
+    targets = find_quant_targets(tiny_model(), (Option(4, 64),))
+    with pytest.raises(QuantizationError, match="nope: matches no module"):
+        choose_options(targets, ["nope=4"], 64)
+    assert choose_options(targets, ["*=4", "*=16"], 64) == {}
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,50 @@ def test_a_grid_runs_is_reported_and_is_not_run_twice(grid: Path, tmp_path: Path
     assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png", ".svg"}
 
 
+PRECISIONS = """
+name = "precisions"
+seeds = [0]
+max_tokens = 4
+text = "evaluation"
+items = {{ source = "{items}", train = 8, valid = 2, test = 4 }}
+train = {{ iters = 2, batch_size = 4, max_seq_length = 96, rank_scaling = "constant" }}
+[bases.four]
+model = "{base}"
+convert = {{ fixed = ["*=4"], group_size = 32 }}
+[bases.loaded]
+model = "{base}"
+load_in = "4bit"
+[[configurations]]
+name = "merged"
+base = "four"
+kind = "merged"
+train = {{ method = "qalora" }}
+[[configurations]]
+name = "loftq"
+base = "loaded"
+train = {{ init = "loftq" }}
+"""
+
+
+def test_bits_by_rule_a_merge_and_a_base_quantized_at_load(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTIQ_CACHE", str(tmp_path / "cache"))
+    base = write_tiny_base(tmp_path / "float", quantized=False)
+    grid.write_text(PRECISIONS.format(items=tmp_path / "items.jsonl", base=base))
+    ran = optiq_experiment("run", grid, "-o", tmp_path / "out", "--json")
+    assert ran.exit_code == 0, ran.output
+    merged, loftq = json.loads(ran.stdout)["rows"]
+    # QA-LoRA's change is one number for each group: nothing of it is lost in the merge.
+    assert merged["merged_cosine"] == pytest.approx(1, abs=1e-4)
+    assert loftq["merged_cosine"] is None
+    assert merged["perplexity"] > 1 and loftq["perplexity"] > 1
+    whole = sum(file.stat().st_size for file in base.glob("*.safetensors"))
+    assert merged["base_bytes"] < whole / 4
+    assert whole / 8 < loftq["base_bytes"] < whole / 5
+    assert not (tmp_path / "out/runs/merged/seed-0/merged").exists()
+
+
 @pytest.mark.slow
 def test_a_run_that_fails_is_named_and_settings_that_changed_run_anew(grid: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

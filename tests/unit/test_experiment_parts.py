@@ -99,6 +99,17 @@ def test_the_presets_can_be_read() -> None:
         assert len({experiment.digest(c) for c in experiment.configurations}) == len(experiment.configurations)
 
 
+def test_the_presets_digests_are_those_of_the_results_that_exist() -> None:
+    logic = load_experiment("logic")
+    assert {c.name: logic.digest(c) for c in logic.configurations} == {
+        "bare": "07bb41a3f8e55257",
+        "constant-8": "eadb98abbefb5030",
+        "by-bits-8": "7c2ce0a014c3e28d",
+        "constant-16": "c22597fe249b5d76",
+        "constant-matched": "4bfd9aff51a9a8e4",
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
