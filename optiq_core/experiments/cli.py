@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,18 +55,36 @@ def run(file: Path | None, preset: str | None, output: Path, as_json: bool) -> N
 
 
 @experiment.command(
-    epilog="\b\nExamples:\n  optiq experiment report ./logic\n  optiq experiment report ./logic --plots ./figures"
+    epilog="\b\nExamples:\n  optiq experiment report ./logic\n  optiq experiment report ./logic --plots ./figures\n"
+    "  optiq experiment report ./logic --against constant-16 --chart"
 )
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--plots", type=click.Path(path_type=Path), help="Write the figures (PNG and SVG) to this folder.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-def report(folder: Path, plots: Path | None, as_json: bool) -> None:
+@click.option("--against", default="", metavar="NAME", help="Compare with this configuration, not with the first.")
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.05,
+    show_default=True,
+    help="Accuracy that may be lost and still count as not worse.",
+)
+@click.option("--chart", is_flag=True, help="Also draw the accuracies here, after the tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object, with all pairs compared.")
+def report(*, folder: Path, plots: Path | None, against: str, margin: float, chart: bool, as_json: bool) -> None:
     """Print the tables of the runs in FOLDER that are finished, as Markdown."""
+    if chart and as_json:
+        raise click.UsageError("--chart and --json: give one of them")
     try:
-        found = _report(folder)
+        found = _report(folder, against, margin)
     except (OptiqError, ValueError) as error:
         raise click.ClickException(f"{folder}: {error}") from error
     _print(found, as_json)
+    if chart:
+        try:
+            from optiq_core.experiments.charts import draw
+        except ModuleNotFoundError as error:
+            raise click.ClickException(_EXTRA) from error
+        click.echo(draw(found, width=min(shutil.get_terminal_size().columns, 120)))
     if plots is not None:
         try:
             from optiq_core.experiments.plots import write_plots
@@ -75,14 +94,11 @@ def report(folder: Path, plots: Path | None, as_json: bool) -> None:
             click.echo(path, err=True)
 
 
-def _report(folder: Path) -> Report:
+def _report(folder: Path, against: str = "", margin: float = 0.05) -> Report:
     from optiq_core.experiments.grid import read_grid
+    from optiq_core.experiments.report import make_report
 
-    try:
-        from optiq_core.experiments.report import make_report
-    except ModuleNotFoundError as error:
-        raise click.ClickException(_EXTRA) from error
-    return make_report(*read_grid(folder))
+    return make_report(*read_grid(folder), against=against, margin=margin)
 
 
 def _print(found: Report, as_json: bool) -> None:

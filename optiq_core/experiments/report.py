@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from typing import Any
 
 from optiq_core.experiments.run import RunResult
-from optiq_core.experiments.spec import Experiment
-from optiq_core.experiments.stats import Comparison, Interval, compare, pareto_front, proportion
+from optiq_core.experiments.spec import Experiment, SpecError
+from optiq_core.experiments.stats import Comparison, Interval, compare, pareto_front, proportion, with_holm
+
+# Accuracy that one may lose and still count as not worse: what a person would not notice.
+MARGIN = 0.05
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Row:
         accuracy: pooled over items and seeds.
         valid_loss, perplexity, merged_cosine: means over seeds; None where they were not measured.
         spread: standard deviation of the accuracy between seeds, 0 for one seed.
-        against: comparison with the experiment's first configuration on the same items; None for that one.
+        worst_seed, best_seed: accuracies of single seeds.
+        against: comparison with the report's reference on the same items; None for that one.
     """
 
     name: str
@@ -31,6 +36,8 @@ class Row:
     valid_loss: float | None
     accuracy: Interval
     spread: float
+    worst_seed: float
+    best_seed: float
     tokens_per_second: float
     peak_memory_bytes: int
     skipped_steps: int
@@ -47,10 +54,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """An experiment's rows, and which of them are on the fronts."""
+    """An experiment's rows, and which of them are on the fronts.
+
+    Attributes:
+        reference: the configuration that the table compares with.
+        margin: see :data:`MARGIN`.
+        pairs: (first, second) to what the second gains, for all pairs that share items; p-values as measured.
+    """
 
     experiment: Experiment
     rows: list[Row]
+    reference: str
+    margin: float = MARGIN
+    pairs: dict[tuple[str, str], Comparison] = field(default_factory=dict)
 
     @property
     def parameter_front(self) -> list[str]:
@@ -73,17 +89,28 @@ class Report:
             "rows": [asdict(row) for row in self.rows],
             "parameter_front": self.parameter_front,
             "byte_front": self.byte_front,
+            "reference": self.reference,
+            "margin": self.margin,
+            "findings": findings(self),
+            "pairs": [
+                {"first": a, "second": b, **asdict(comparison)} for (a, b), comparison in sorted(self.pairs.items())
+            ],
         }
 
     def as_markdown(self) -> str:
-        """Two tables and the fronts."""
-        reference = self.rows[0].name
-        lines = [
-            f"| configuration | parameters | adapter | base | valid loss | accuracy (95 %) | vs {reference} | p "
-            "| tokens/s | peak |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+        """Three tables, what may be said, and the fronts."""
+        optional = [c for c in _OPTIONAL if any(getattr(row, c[0]) is not None for row in self.rows)]
+        heads = ["configuration", "parameters", "adapter", "base", "valid loss", *(head for _, head, _ in optional)]
+        heads += ["accuracy (95 %)", f"vs {self.reference}", "p", "p (Holm)", "tokens/s", "peak"]
+        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        lines += [_markdown(row, optional) for row in self.rows]
+        columns = ["stability", "seeds", "accuracy, worst to best seed", "between seeds", "skipped steps"]
+        lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        lines += [
+            f"| {row.name} | {row.seeds} | {row.worst_seed:.1%} to {row.best_seed:.1%} | ± {row.spread:.1%} "
+            f"| {row.skipped_steps} |"
+            for row in self.rows
         ]
-        lines += [_markdown(row) for row in self.rows]
         names = list(self.rows[0].by_category)
         lines += [
             "",
@@ -95,17 +122,28 @@ class Report:
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines += [
             "",
+            *(f"- {finding}" for finding in findings(self)),
+            "",
             f"Not beaten in accuracy and trainable parameters: {', '.join(self.parameter_front)}.",
             f"Not beaten in accuracy and bytes of base and adapter: {', '.join(self.byte_front)}.",
         ]
         return "\n".join(lines) + "\n"
 
 
-def make_report(experiment: Experiment, results: Sequence[RunResult]) -> Report:
+def make_report(
+    experiment: Experiment, results: Sequence[RunResult], *, against: str = "", margin: float = MARGIN
+) -> Report:
     """Summarise results; configurations without a finished run are left out.
+
+    Args:
+        experiment: whose results they are.
+        results: finished runs.
+        against: configuration to compare all others with; empty is the experiment's first one.
+        margin: accuracy that counts as lost.
 
     Raises:
         ValueError: there are no results.
+        SpecError: there are none of ``against``.
     """
     by_name: dict[str, dict[int, RunResult]] = {}
     for result in results:
@@ -113,11 +151,54 @@ def make_report(experiment: Experiment, results: Sequence[RunResult]) -> Report:
     order = [c.name for c in experiment.configurations if c.name in by_name]
     if not order:
         raise ValueError("no run has finished")
-    reference = by_name[order[0]]
-    return Report(experiment, [_row(name, by_name[name], None if name == order[0] else reference) for name in order])
+    reference = against or order[0]
+    if reference not in order:
+        raise SpecError(f"--against {reference}: no finished run of it; there are {', '.join(order)}")
+    pairs: dict[tuple[str, str], Comparison] = {}
+    for a, b in combinations(order, 2):
+        found = _compared(by_name[a], by_name[b])
+        if found is not None:
+            pairs[a, b], pairs[b, a] = found, found.reversed
+    others = [name for name in order if (reference, name) in pairs]
+    shown = dict(zip(others, with_holm([pairs[reference, name] for name in others]), strict=True))
+    rows = [_row(name, by_name[name], shown.get(name)) for name in order]
+    return Report(experiment, rows, reference, margin, pairs)
 
 
-def _row(name: str, runs: dict[int, RunResult], reference: dict[int, RunResult] | None) -> Row:
+def _compared(first: dict[int, RunResult], second: dict[int, RunResult]) -> Comparison | None:
+    """What the second gains over the first, on the seeds that both have finished."""
+    shared = sorted(set(first) & set(second))
+    return compare([first[s].right for s in shared], [second[s].right for s in shared]) if shared else None
+
+
+def findings(report: Report) -> list[str]:
+    """A sentence for each comparison with the reference, no stronger than its interval."""
+    rows = {row.name: row for row in report.rows}
+    reference = rows[report.reference]
+    return [_finding(row, reference, row.against, report.margin) for row in report.rows if row.against is not None]
+
+
+def _finding(row: Row, reference: Row, found: Comparison, margin: float) -> str:
+    change = f"{found.difference:+.1%} (95 %: {found.low:+.1%} to {found.high:+.1%})"
+    if found.low > 0:
+        verdict = "is better"
+    elif found.high < 0:
+        verdict = "is worse"
+    elif found.equivalent(margin):
+        verdict = f"is as good, to within {margin:.0%}"
+    elif found.not_worse(margin):
+        verdict = f"is not worse by {margin:.0%} or more"
+    else:
+        verdict = f"cannot be told apart: a loss of {margin:.0%} is not excluded"
+    ratio = ""
+    if row.parameters and reference.parameters:
+        share = row.parameters / reference.parameters - 1
+        ratio = f", with {abs(share):.0%} {'fewer' if share < 0 else 'more'} parameters" if round(share, 2) else ""
+        ratio = ratio or ", with as many parameters"
+    return f"{row.name} against {reference.name} {verdict}: {change}{ratio}."
+
+
+def _row(name: str, runs: dict[int, RunResult], against: Comparison | None) -> Row:
     results = list(runs.values())
     right = [answered for run in results for answered in run.right]
     labels = [category for run in results for category in run.categories]
@@ -125,7 +206,6 @@ def _row(name: str, runs: dict[int, RunResult], reference: dict[int, RunResult] 
         category: (sum(r for r, c in zip(right, labels, strict=True) if c == category), labels.count(category))
         for category in dict.fromkeys(sorted(labels))
     }
-    shared = sorted(set(runs) & set(reference or {}))
     accuracies = [sum(run.right) / len(run.right) for run in results]
     return Row(
         name=name,
@@ -136,15 +216,15 @@ def _row(name: str, runs: dict[int, RunResult], reference: dict[int, RunResult] 
         valid_loss=_mean([run.valid_loss for run in results]),
         accuracy=proportion(sum(right), len(right)),
         spread=statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        worst_seed=min(accuracies),
+        best_seed=max(accuracies),
         tokens_per_second=statistics.median(run.tokens_per_second for run in results),
         peak_memory_bytes=max(run.peak_memory_bytes for run in results),
         skipped_steps=sum(run.skipped_steps for run in results),
         perplexity=_mean([run.perplexity for run in results]),
         merged_cosine=_mean([run.merged_cosine for run in results]),
         by_category=by_category,
-        against=compare([reference[s].right for s in shared], [runs[s].right for s in shared])
-        if reference is not None and shared
-        else None,
+        against=against,
     )
 
 
@@ -153,7 +233,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.mean(known) if known else None
 
 
-def _markdown(row: Row) -> str:
+# Field of a row, its column and how its value is written: shown where a configuration has it.
+_OPTIONAL = (("perplexity", "perplexity", ".2f"), ("merged_cosine", "kept by the merge", ".2f"))
+
+
+def _markdown(row: Row, optional: Sequence[tuple[str, str, str]]) -> str:
     accuracy = row.accuracy
     against = row.against
     cells = [
@@ -162,9 +246,11 @@ def _markdown(row: Row) -> str:
         f"{row.adapter_bytes / 1e6:.2f} MB",
         f"{row.base_bytes / 1e6:.1f} MB",
         f"{row.valid_loss:.3f}" if row.valid_loss is not None else "-",
+        *("-" if (value := getattr(row, name)) is None else format(value, style) for name, _, style in optional),
         f"{accuracy.value:.1%} ({accuracy.low:.1%} to {accuracy.high:.1%})",
         f"{against.difference:+.1%} ({against.low:+.1%} to {against.high:+.1%})" if against else "-",
         f"{against.p_value:.2g}" if against else "-",
+        f"{against.holm:.2g}" if against and against.holm is not None else "-",
         f"{row.tokens_per_second:.0f}" if row.parameters else "-",
         f"{row.peak_memory_bytes / 1e9:.2f} GB" if row.parameters else "-",
     ]

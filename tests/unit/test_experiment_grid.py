@@ -73,8 +73,9 @@ def test_a_grid_runs_is_reported_and_is_not_run_twice(grid: Path, tmp_path: Path
     after = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
     assert [path.parent.parent.name for path in after if after[path] != stamps[path]] == ["bare"]
 
-    shown = optiq_experiment("report", out, "--plots", tmp_path / "figures")
+    shown = optiq_experiment("report", out, "--plots", tmp_path / "figures", "--chart", "--against", "by-bits")
     assert shown.exit_code == 0, shown.output
+    assert "vs by-bits" in shown.stdout and "accuracy, % (o) with its 95 % interval" in shown.stdout
     assert "| by-bits | 5,376 |" in shown.stdout
     assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png", ".svg"}
 

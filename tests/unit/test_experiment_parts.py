@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optiq_core.experiments.charts import draw
 from optiq_core.experiments.puzzles import PUZZLES, draw_splits, roman
-from optiq_core.experiments.spec import PRESETS, SpecError, load_experiment
-from optiq_core.experiments.stats import compare, pareto_front, proportion
+from optiq_core.experiments.report import make_report
+from optiq_core.experiments.run import RunResult
+from optiq_core.experiments.spec import PRESETS, Configuration, Experiment, SpecError, load_experiment
+from optiq_core.experiments.stats import Comparison, compare, pareto_front, proportion, with_holm
 
 VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 
@@ -43,6 +46,7 @@ def test_bits_and_gravity_answer_what_they_ask() -> None:
         assert float(item.answer.removesuffix(" m")) == g * t * t / 2
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(6, 60), st.integers(0, 30), st.integers(6, 60))
 def test_splits_are_disjoint_balanced_and_reproducible(seed: int, train: int, valid: int, test: int) -> None:
     splits = draw_splits(PUZZLES, train=train, valid=valid, test=test, seed=seed)
@@ -69,6 +73,60 @@ def test_an_interval_and_a_test_with_known_values() -> None:
     assert compare(first, first).p_value == 1.0
     with pytest.raises(ValueError, match="same"):
         compare(first, [[True]])
+
+
+def test_holm_corrects_step_by_step() -> None:
+    # Holm, 1979: the smallest of three counts thrice, the next twice, and none is below the one before it.
+    found = [Comparison(0.1, 0, 0.2, 1, 2, p) for p in (0.04, 0.01, 0.03)]
+    assert [c.holm for c in with_holm(found)] == pytest.approx([0.06, 0.03, 0.06])
+
+
+def result(name: str, seed: int, right: list[bool], parameters: int) -> RunResult:
+    return RunResult(
+        configuration=name, seed=seed, digest="", right=right, categories=["a"] * len(right), parameters=parameters
+    )
+
+
+def test_what_is_said_is_no_stronger_than_the_interval() -> None:
+    names = ("base", "same", "close", "better", "worse", "unclear")
+    experiment = Experiment(name="e", seeds=[0, 1], configurations=[Configuration(name=n) for n in names])
+    half = [i % 2 == 0 for i in range(400)]
+    answers = {
+        "base": half,
+        "same": half,
+        # 16 of 100 gained, 14 lost: the interval stays within five hundredths only below.
+        "close": [not r if i // 2 % 25 < (7 if r else 8) else r for i, r in enumerate(half)],
+        "better": [r or i % 4 == 1 for i, r in enumerate(half)],
+        "worse": [r and i % 4 == 0 for i, r in enumerate(half)],
+        "unclear": [not r for r in half],
+    }
+    results = [result(n, seed, answers[n], 61 if n == "same" else 100) for n in names for seed in (0, 1)]
+    report = make_report(experiment, results)
+    said = dict(zip(names[1:], report.as_dict()["findings"], strict=True))
+    assert "same against base is as good, to within 5%: +0.0%" in said["same"]
+    assert said["same"].endswith("with 39% fewer parameters.")
+    assert "is better: +25.0%" in said["better"] and said["better"].endswith("with as many parameters.")
+    assert "is worse: -25.0%" in said["worse"]
+    assert "cannot be told apart: a loss of 5% is not excluded" in said["unclear"]
+    assert "is not worse by 5% or more: +2.0%" in said["close"]
+    turned = make_report(experiment, results, against="better", margin=0.3)
+    assert turned.rows[3].against is None
+    there, back = report.pairs["base", "better"], report.pairs["better", "base"]
+    assert (back.low, back.high, back.p_value) == (-there.high, -there.low, there.p_value)
+    assert len(turned.as_dict()["pairs"]) == 30
+    assert "base against better is worse" in turned.as_markdown()
+    with pytest.raises(SpecError, match="--against nope: no finished run of it; there are base, same"):
+        make_report(experiment, results, against="nope")
+
+
+def test_a_chart_names_every_configuration_and_is_plain_text() -> None:
+    names = [f"c-{i}" for i in range(12)]
+    experiment = Experiment(name="e", seeds=[0], configurations=[Configuration(name=n) for n in names])
+    results = [result(n, 0, [j < 2 * i for j in range(30)], 100 * i) for i, n in enumerate(names)]
+    text = draw(make_report(experiment, results), width=80)
+    assert "\x1b" not in text
+    assert all(f" {name}" in text for name in names)
+    assert max(map(len, text.splitlines()[:16])) <= 80
 
 
 @pytest.mark.slow
