@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from optiq_daemon.engine_link import EngineLink
 from optiq_daemon.errors import UnavailableError, from_engine
 from optiq_daemon.interceptor import MAX_REQUEST_BYTES
 from optiq_daemon.tasks import was_cancelled
@@ -31,14 +32,21 @@ _OPTIONS = (
 
 
 class EngineClient:
-    """Calls one engine process; statuses become the daemon's errors."""
+    """Calls one engine process; statuses become the daemon's errors.
 
-    def __init__(self, socket: Path) -> None:
+    Args:
+        socket: where it serves its calls.
+        link: carries requests and their tokens.
+    """
+
+    def __init__(self, socket: Path, link: EngineLink) -> None:
+        self._link = link
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
         self._stub = engine_pb2_grpc.EngineServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
         """End the connection and every call on it."""
+        self._link.close()
         await self._channel.close()
 
     async def base(self) -> engine_pb2.GetBaseResponse:
@@ -85,21 +93,9 @@ class EngineClient:
         """Counters and memory now."""
         return await self._unary(self._stub.GetStatus(engine_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT_S))
 
-    async def generate(self, request: engine_pb2.GenerateRequest) -> AsyncGenerator[engine_pb2.GenerateResponse, None]:
-        """Run a request; close the generator if it is left early, which frees the row.
-
-        Raises:
-            RequestError: the engine's status, translated.
-        """
-        call = self._stub.Generate(request)
-        try:
-            with _closing_is_loss():
-                async for response in call:
-                    yield response
-        except grpc.aio.AioRpcError as error:
-            raise from_engine(error) from None
-        finally:
-            call.cancel()
+    def generate(self, request: engine_pb2.GenerateRequest) -> AsyncGenerator[engine_pb2.GenerateResponse, None]:
+        """Run a request; as :meth:`optiq_daemon.engine_link.EngineLink.generate`."""
+        return self._link.generate(request)
 
     async def _unary(self, call: Any) -> Any:
         try:

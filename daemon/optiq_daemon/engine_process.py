@@ -1,10 +1,10 @@
 """The engine process: one base, its adapters and its batches, behind a private Unix socket.
 
-``python -m optiq_daemon.engine_process --model M --socket PATH``
+``python -m optiq_daemon.engine_process --model M --socket PATH --stream FD``
 
-Serves ``optiq.internal.v1.EngineService``. The base is found and loaded after the socket is up: ``GetBase`` answers
-once it is there, or with FAILED_PRECONDITION and the reason, and the process ends with 1. The process ends when its
-stdin does, which is when the daemon has died. Its log goes to stderr.
+Serves ``optiq.internal.v1.EngineService`` on the socket, and requests on the stream. The base is found and loaded after
+the socket is up: ``GetBase`` answers once it is there, or with FAILED_PRECONDITION and the reason, and the process ends
+with 1. The process ends when its stdin does, which is when the daemon has died. Its log goes to stderr.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import socket
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import grpc
 
@@ -25,9 +25,6 @@ from optiq_core.errors import OptiqError
 from optiq_daemon.engine_servicer import EngineServicer
 from optiq_daemon.interceptor import MAX_REQUEST_BYTES, ErrorInterceptor
 from optiq_protos.internal.v1 import engine_pb2_grpc
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("optiq.engine")
 
@@ -78,6 +75,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="optiq_daemon.engine_process", description="Serve one base on a socket.")
     parser.add_argument("--model", required=True, help="folder, .gguf file, hub id, or 'embedded'")
     parser.add_argument("--socket", required=True, type=Path, help="private Unix socket to serve on")
+    parser.add_argument("--stream", required=True, type=_inherited, help="descriptor of the stream of requests")
     parser.add_argument("--load-in", choices=LOAD_IN, help="quantize an unquantized base while it is loaded")
     parser.add_argument("--max-batch", type=int, default=16, help="rows that decode together at most")
     parser.add_argument("--max-queue", type=int, default=256, help="requests that may wait")
@@ -87,6 +85,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kv-cache-mb", type=int, default=0, help="KV caches of all rows; 0: half of what is left")
     parser.add_argument("--prefix-cache-mb", type=int, default=0, help="KV caches of earlier prompts; 0: none")
     return parser.parse_args(arguments)
+
+
+def _inherited(descriptor: str) -> socket.socket:
+    """The connected socket that the daemon left to this process."""
+    connected = socket.socket(fileno=int(descriptor))
+    connected.setblocking(True)
+    return connected
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,23 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optiq_daemon import errors
-from optiq_daemon.engine_wire import engine_request, engine_response
-from optiq_daemon.tool_calls import (
-    ToolCallReader,
-    constraint_of,
-    with_calls,
-)
+from optiq_daemon.engine_stream import RequestReader, StepWriter
 from optiq_protos.internal.v1 import engine_pb2 as pb
 from optiq_protos.internal.v1 import engine_pb2_grpc
-from optiq_protos.v1 import generation_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from optiq_core.base import LoadedBase
     from optiq_core.engine.constraint import ConstraintCompiler
     from optiq_core.engine.engine import Engine
-    from optiq_core.engine.types import Event
     from optiq_core.kv.factory import CachePlan
 
 log = logging.getLogger("optiq.engine")
@@ -51,6 +41,9 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         self._settings = settings
         self._caches: CachePlan
         self._constraints: ConstraintCompiler | None = None
+        self._stream = settings.stream
+        self._writer = StepWriter(self._stream)
+        self._reader: RequestReader | None = None
         self._loaded: asyncio.Future[tuple[LoadedBase, Engine]] = asyncio.get_running_loop().create_future()
         # One thread reads adapters: MLX streams belong to threads, and reading in turn keeps decoding undisturbed.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -66,6 +59,11 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         except Exception as error:
             self._loaded.set_exception(errors.RefusedError(str(error), reason="BASE_NOT_LOADABLE"))
             raise
+        base, engine = loaded
+        self._reader = RequestReader(
+            self._stream, self._writer, base=base, engine=engine, compiler=lambda: self._compiler(base)
+        )
+        self._reader.start()
         self._loaded.set_result(loaded)
 
     def _compiler(self, base: LoadedBase) -> ConstraintCompiler:
@@ -96,6 +94,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             max_queue=self._settings.max_queue,
             prefill_chunk=self._settings.prefill_chunk,
             new_cache=plan,
+            told=self._writer.flush,
             kv_cache_bytes=self._settings.kv_cache_mb * MB or None,
             prefix_cache_bytes=self._settings.prefix_cache_mb * MB,
         )
@@ -126,6 +125,8 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         if self._loaded.done() and not self._loaded.exception():
             _, engine = self._loaded.result()
             await asyncio.to_thread(engine.close)
+        if self._reader is not None:
+            await asyncio.to_thread(self._reader.close)
         await asyncio.get_running_loop().run_in_executor(self._loader, _end_streams)
         self._loader.shutdown()
 
@@ -202,44 +203,6 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             if digests:
                 await asyncio.sleep(PROBE_PAUSE_S)
         return pb.ProbeAdaptersResponse(differences=differences)
-
-    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:  # noqa: N802
-        from optiq_core.engine.types import Failed, Finished, NotLoadedError, QueueFullError, TooLargeError
-
-        base, engine = await self._ready()
-        wanted = engine_request(request, base)
-        if request.json_schema or request.tool_choice == generation_pb2.TOOL_CHOICE_REQUIRED:
-            # Schemas take milliseconds, but the first one of a base takes a second.
-            constraint = await asyncio.to_thread(constraint_of, request, base.tokenizer, self._compiler(base))
-            wanted = dataclasses.replace(wanted, constraint=constraint)
-        calls = request.tools and request.tool_choice != generation_pb2.TOOL_CHOICE_NONE
-        reader = ToolCallReader(base.tokenizer, request.tools) if calls else None
-        events: asyncio.Queue[Event] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def sink(event: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        try:
-            await asyncio.wrap_future(engine.submit(wanted, sink))
-            while True:
-                event = await events.get()
-                if isinstance(event, Failed):
-                    raise errors.UnavailableError(event.message, reason="ENGINE_STEP_FAILED")
-                response = engine_response(event, base)
-                for made in with_calls(response, reader) if reader is not None else [response]:
-                    yield made
-                if isinstance(event, Finished):
-                    return
-        except NotLoadedError as error:
-            raise errors.RefusedError(str(error), reason="ADAPTER_NOT_LOADED") from None
-        except TooLargeError as error:
-            raise errors.RefusedError(str(error), reason="KV_CACHE_TOO_SMALL") from None
-        except QueueFullError as error:
-            raise errors.QueueFullError("engine", str(error)) from None
-        finally:
-            # Also when the caller went away before the request was in the queue.
-            engine.cancel(wanted.request_id)
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:  # noqa: N802
         _, engine = await self._ready()

@@ -82,9 +82,16 @@ def _tokens(request: pb.GenerateRequest, base: LoadedBase) -> list[int]:
 
 
 def engine_response(event: Event, base: LoadedBase) -> pb.GenerateResponse:
-    from optiq_core.engine.types import Finished, Queued, Started, Tokens
+    """What a row is told, on the wire.
+
+    Raises:
+        UnavailableError: the row has failed.
+    """
+    from optiq_core.engine.types import Failed, Finished, Queued, Started, Tokens
 
     match event:
+        case Failed(message):
+            raise errors.UnavailableError(message, reason="ENGINE_STEP_FAILED")
         case Queued(position):
             return pb.GenerateResponse(queued=generation_pb2.Queued(position=position))
         case Started(prompt_tokens, cached_tokens):

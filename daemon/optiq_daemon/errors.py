@@ -201,23 +201,34 @@ def adapter_metadata(error: AdapterError) -> dict[str, str]:
 
 def from_engine(error: grpc.aio.AioRpcError) -> RequestError:
     """Translate a status of the engine process into an error of ours; its reason and details are kept."""
-    code, text = error.code(), error.details() or ""
-    info, violations = _engine_details(error)
+    packed = next((value for key, value in error.trailing_metadata() or () if key == DETAILS_KEY), b"")
+    status = status_pb2.Status.FromString(packed)
+    # What gRPC itself found has no details.
+    status.code, status.message = error.code().value[0], error.details() or ""
+    return from_engine_status(status)
+
+
+def from_engine_status(status: status_pb2.Status) -> RequestError:
+    """As :func:`from_engine`, of a status that came by itself."""
+    code, text = status.code, status.message
+    info, violations = _engine_details(status)
     facts: dict[str, Any] = {"reason": info.reason, "metadata": info.metadata}
-    if code == grpc.StatusCode.INVALID_ARGUMENT:
+    if code == code_pb2.INVALID_ARGUMENT:
         return InvalidRequestError(violations or [("request", text)])
-    if code == grpc.StatusCode.FAILED_PRECONDITION:
+    if code == code_pb2.FAILED_PRECONDITION:
         return RefusedError(text, **facts)
-    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+    if code == code_pb2.RESOURCE_EXHAUSTED:
         return QueueFullError("engine", text)
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED):
+    if code in (code_pb2.UNAVAILABLE, code_pb2.CANCELLED, code_pb2.DEADLINE_EXCEEDED):
         if info.reason:
             return UnavailableError(text, **facts)
-        slow = code == grpc.StatusCode.DEADLINE_EXCEEDED
+        slow = code == code_pb2.DEADLINE_EXCEEDED
         what = "did not answer in time" if slow else "process ended; it is being restarted"
         return UnavailableError(f"the engine {what}", reason="ENGINE_SLOW" if slow else "ENGINE_LOST")
-    error_id = log_unexpected("engine", error)
-    return RequestError(f"the engine failed with {code.name}; the log has it as {error_id}", reason="ENGINE_ERROR")
+    name = code_pb2.Code.Name(code)
+    error_id = secrets.token_hex(6)
+    log.error("unexpected error id=%s in the engine: %s %s", error_id, name, text)
+    return RequestError(f"the engine failed with {name}; the log has it as {error_id}", reason="ENGINE_ERROR")
 
 
 def status_of(error: BaseException, method: str = "") -> status_pb2.Status:
@@ -253,13 +264,11 @@ def log_unexpected(where: str, error: BaseException) -> str:
     return error_id
 
 
-def _engine_details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, list[tuple[str, str]]]:
+def _engine_details(status: status_pb2.Status) -> tuple[error_details_pb2.ErrorInfo, list[tuple[str, str]]]:
     info = error_details_pb2.ErrorInfo()
     bad = error_details_pb2.BadRequest()
-    for key, value in error.trailing_metadata() or ():
-        if key == DETAILS_KEY:
-            for packed in status_pb2.Status.FromString(value).details:
-                _ = packed.Unpack(info) or packed.Unpack(bad)
+    for packed in status.details:
+        _ = packed.Unpack(info) or packed.Unpack(bad)
     return info, [(v.field, v.description) for v in bad.field_violations]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from optiq_client import paths
 from optiq_core.errors import OptiqError
 from optiq_daemon.children import Child
 from optiq_daemon.engine_client import EngineClient
+from optiq_daemon.engine_link import EngineLink
 from optiq_daemon.errors import RefusedError, UnavailableError, log_unexpected
 from optiq_daemon.events import EventLog
 from optiq_daemon.signals import Changed
@@ -40,7 +42,7 @@ class EngineSupervisor:
     """The engine process, its state, and its client while it serves.
 
     Args:
-        arguments: module and flags of the process; `--socket` is added.
+        arguments: module and flags of the process; `--socket` and `--stream` are added.
         home: the daemon's folder, for the socket.
         on_up: awaited when a process has its base, before requests are let in.
         on_down: called as soon as it is gone.
@@ -132,9 +134,18 @@ class EngineSupervisor:
 
     async def _live(self) -> None:
         """One process from start to death; always ends with an exception that says why."""
-        socket = self._fresh_socket()
-        child = self.child = await Child.spawn([*self._arguments, "--socket", str(socket)], self._log_file)
-        client = self._client = EngineClient(socket)
+        path = self._fresh_socket()
+        ours, theirs = socket.socketpair()
+        flags = ["--socket", str(path), "--stream", str(theirs.fileno())]
+        link = await EngineLink.open(ours)
+        try:
+            child = self.child = await Child.spawn([*self._arguments, *flags], self._log_file, keep=[theirs.fileno()])
+        except BaseException:
+            link.close()
+            raise
+        finally:
+            theirs.close()
+        client = self._client = EngineClient(path, link)
         death = asyncio.ensure_future(child.wait())
         log.info("engine pid=%d started", child.pid)
         try:

@@ -53,6 +53,7 @@ class Engine:
         kv_cache_bytes: for the KV caches of all rows; rows wait until theirs fit at full length. None for half of the
             memory that is left.
         prefix_cache_bytes: for the KV caches of earlier prompts; 0 for none.
+        told: called on the engine's thread when sinks have been told all that a step brought; must not raise.
         new_cache: makes the KV caches of one row, one per layer, with mlx-lm's cache interface.
 
     Raises:
@@ -69,8 +70,9 @@ class Engine:
         kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int = 0,
         new_cache: CacheFactory = make_prompt_cache,
+        told: Callable[[], None] = lambda: None,
     ) -> None:
-        self._base = base
+        self._base, self._told = base, told
         self._dtype = compute_dtype(base.model)
         parity_probe(self._dtype)
         if base.profile.dense:
@@ -224,8 +226,10 @@ class Engine:
                 self._fail([*batch.rows, *self._waiting.clear()], "the engine failed in a step; try again")
                 batch.close()
                 batch = self._batch = self._new_batch()
+            self._told()
             self._kv_bytes, self._adapter_bytes = batch.nbytes, self.bank.nbytes
         self._fail([*batch.rows, *self._waiting.clear()], "the engine is shutting down")
+        self._told()
         batch.close()
         # Streams belong to their thread and must end before it does.
         mx.synchronize()
@@ -289,15 +293,16 @@ class Engine:
         drawn = batch.decode()
         if drawn:
             self._hand_out(batch, drawn)
+            self._told()
             batch.keep_ended()
         urgent = self._pace.chunk(decoding=decoding, urgent=True)
         tokens = batch.prefill(self._pace.chunk(decoding=decoding), self._begun, urgent_budget=urgent)
         self._pace.observe(time.perf_counter() - began, prompt_tokens=tokens, decoding=decoding)
 
-    @staticmethod
-    def _begun(row: Row) -> None:
+    def _begun(self, row: Row) -> None:
         row.prefill_began = time.perf_counter()
         row.sink(Started(len(row.prompt), row.cached_tokens))
+        self._told()
 
     def _hand_out(self, batch: Batch, drawn: list[Drawn]) -> None:
         now = time.perf_counter()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import statistics
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -30,8 +31,12 @@ Figures = dict[str, list[dict[str, float]]]
 def gateway(*, streams: int, tokens: int, rounds: int, first_rounds: int, quick: bool, as_json: bool) -> None:
     """Compare gRPC and HTTP with the engine alone.
 
-    Throughput is tokens a second of all streams together, as a client counts them; the clients' own work is part of it.
-    First-token time is that of a lone request. All ways decode the same prompts greedily, in turn.
+    Throughput is tokens a second of all streams together, as a client counts them. First-token time is that of a lone
+    request. All ways decode the same prompts greedily, in turn.
+
+    The engine alone runs in a process of its own that hands its tokens to nobody; over gRPC and HTTP the same engine,
+    the daemon and all clients share the machine's cores, so the clients' own work is in the ratios. Processor time for
+    each token is told for each process; that of an engine holds its BLAS threads' waiting for one another.
     """
     if quick:
         streams, tokens, rounds, first_rounds = 4, 8, 1, 2
@@ -65,7 +70,7 @@ def run(*, streams: int = 16, tokens: int = 48, rounds: int = 5, first_rounds: i
         "first_text_ms": {way: statistics.median(first[way]) for way in WAYS},
         "tokens": {way: int(many[way][0]["tokens"]) for way in WAYS},
         "rounds_tokens_per_second": {way: [round(figure, 2) for figure in speed[way]] for way in WAYS},
-        "daemon_cpu_ms_per_token": {way: _cost(many[way]) for way in ("grpc", "http")},
+        "cpu_ms_per_token": {way: _costs(many[way]) for way in WAYS},
         "streams": streams,
         "run": {"model_argument": EMBEDDED, **described},
     }
@@ -83,16 +88,22 @@ def _ways(streams: int) -> Iterator[tuple[dict[str, Any], dict[str, Callable[[li
     host = DaemonHost("--max-batch", str(streams), "--port", str(port))
     try:
         narrate("start a daemon")
-        host.start().close()
+        with host.start() as client:
+            engine_pid = client.runtime.status().engine.pid
+        pids = {"engine": engine_pid, "daemon": host.pid, "client": os.getpid()}
         narrate("start the engine alone")
         alone = EngineAlone(EMBEDDED, streams)
         try:
             yield (
                 alone.described,
                 {
-                    "engine": alone.run,
-                    "grpc": lambda prompts, n: _with_cpu(host.pid, over_grpc(socket_path(host.home), prompts, n)),
-                    "http": lambda prompts, n: _with_cpu(host.pid, over_http(port, base_name(EMBEDDED), prompts, n)),
+                    "engine": lambda prompts, n: _with_cpu({"engine": alone.pid}, lambda: alone.run(prompts, n)),
+                    "grpc": lambda prompts, n: _with_cpu(
+                        pids, lambda: asyncio.run(over_grpc(socket_path(host.home), prompts, n))
+                    ),
+                    "http": lambda prompts, n: _with_cpu(
+                        pids, lambda: asyncio.run(over_http(port, base_name(EMBEDDED), prompts, n))
+                    ),
                 },
             )
         finally:
@@ -111,22 +122,26 @@ def _interleaved(ways: Any, prompts: list[str], tokens: int, rounds: int, what: 
     return figures
 
 
-def _with_cpu(pid: int, load: Coroutine[Any, Any, dict[str, float]]) -> dict[str, float]:
-    """Run a load; also say how much processor time the daemon itself took, in milliseconds."""
+def _with_cpu(pids: dict[str, int], load: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Run a load; also say how much processor time each process took, in milliseconds."""
     import psutil
 
-    def spent() -> float:
-        times = psutil.Process(pid).cpu_times()
-        return (times.user + times.system) * 1000
+    processes = {name: psutil.Process(pid) for name, pid in pids.items()}
+
+    def spent() -> dict[str, float]:
+        times = {name: process.cpu_times() for name, process in processes.items()}
+        return {name: (one.user + one.system) * 1000 for name, one in times.items()}
 
     before = spent()
-    figures = asyncio.run(load)
-    return {**figures, "daemon_cpu_ms": spent() - before}
+    figures = load()
+    return {**figures, **{f"cpu_ms_{name}": after - before[name] for name, after in spent().items()}}
 
 
-def _cost(runs: list[dict[str, float]]) -> float:
-    """Milliseconds of the daemon's processor time for each token."""
-    return sum(run["daemon_cpu_ms"] for run in runs) / sum(run["tokens"] for run in runs)
+def _costs(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Milliseconds of each process's time for each token."""
+    tokens = sum(run["tokens"] for run in runs)
+    names = [name for name in runs[0] if name.startswith("cpu_ms_")]
+    return {name.removeprefix("cpu_ms_"): sum(run[name] for run in runs) / tokens for name in names}
 
 
 def _median_difference(these: list[float], those: list[float]) -> float:

@@ -52,6 +52,7 @@ class EngineAlone:
         self._process = subprocess.Popen(
             [*command, "--max-batch", str(max_batch)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        self.pid = self._process.pid
         self.described: dict[str, Any] = self._read()
 
     def run(self, prompts: list[str], tokens: int) -> dict[str, float]:

@@ -59,11 +59,6 @@ class EngineServiceStub:
                 request_serializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.MergeAdaptersRequest.SerializeToString,
                 response_deserializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.MergeAdaptersResponse.FromString,
                 _registered_method=True)
-        self.Generate = channel.unary_stream(
-                '/optiq.internal.v1.EngineService/Generate',
-                request_serializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.GenerateRequest.SerializeToString,
-                response_deserializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.GenerateResponse.FromString,
-                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/optiq.internal.v1.EngineService/GetStatus',
                 request_serializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.GetStatusRequest.SerializeToString,
@@ -109,13 +104,6 @@ class EngineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Generate(self, request, context):
-        """Ends with `finished`, or with a status. Cancelling frees the row at the next step.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def GetStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -149,11 +137,6 @@ def add_EngineServiceServicer_to_server(servicer, server):
                     servicer.MergeAdapters,
                     request_deserializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.MergeAdaptersRequest.FromString,
                     response_serializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.MergeAdaptersResponse.SerializeToString,
-            ),
-            'Generate': grpc.unary_stream_rpc_method_handler(
-                    servicer.Generate,
-                    request_deserializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.GenerateRequest.FromString,
-                    response_serializer=optiq__protos_dot_internal_dot_v1_dot_engine__pb2.GenerateResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -296,33 +279,6 @@ class EngineService:
             '/optiq.internal.v1.EngineService/MergeAdapters',
             optiq__protos_dot_internal_dot_v1_dot_engine__pb2.MergeAdaptersRequest.SerializeToString,
             optiq__protos_dot_internal_dot_v1_dot_engine__pb2.MergeAdaptersResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Generate(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/optiq.internal.v1.EngineService/Generate',
-            optiq__protos_dot_internal_dot_v1_dot_engine__pb2.GenerateRequest.SerializeToString,
-            optiq__protos_dot_internal_dot_v1_dot_engine__pb2.GenerateResponse.FromString,
             options,
             channel_credentials,
             insecure,
