@@ -9,6 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from mlx_lm.models import llama, qwen2, qwen3
 
+from ..base.attention import BlockedAttention
 from ..base.blocked import (
     BlockedEmbedding,
     BlockedLinear,
@@ -21,6 +22,8 @@ from ..base.blocked import (
 
 # Classes whose forward pass is down(silu(gate(x)) * up(x)).
 _GATED = (llama.MLP, qwen2.MLP, qwen3.MLP)
+# Classes whose forward pass is that of BlockedAttention.
+_ATTENTION = (llama.Attention, qwen2.Attention, qwen3.Attention)
 
 
 def prepare_for_cpu(model: nn.Module) -> None:
@@ -41,6 +44,8 @@ def prepare_for_cpu(model: nn.Module) -> None:
     for path, module in list(model.named_modules()):
         if type(module) in _GATED:
             model.update_modules(tree_unflatten([(path, GatedMLP(module))]))
+        elif type(module) in _ATTENTION:
+            model.update_modules(tree_unflatten([(path, BlockedAttention(module))]))
 
 
 def _replacement(module: nn.Module, angles: SharedAngles, *, first: bool) -> nn.Module | None:

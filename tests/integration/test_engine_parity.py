@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from optiq_core.adapters.bank import active
+from optiq_core.adapters.bank import BASE, active
 from optiq_core.base import LoadedBase, load_base, resolve_base
 from optiq_core.engine.engine import Engine
 from optiq_core.engine.types import EngineRequest, Event, Failed, Finished, Tokens
@@ -73,15 +73,23 @@ def collect(events: queue.Queue[Event]) -> tuple[list[int], Finished]:
             return ids, event
 
 
-def logits_alone(engine: Engine, base: LoadedBase, digest: str, ids: list[int]) -> mx.array:
-    """Logits of the next token, one row, no cache and no batch."""
-    token = active.set(engine.bank.rows([engine.bank.handle(digest)], [1.0]))
-    try:
-        logits = base.model(mx.array([ids]))[0, -1]
-        mx.eval(logits)
-        return logits
-    finally:
-        active.reset(token)
+def last_logits(engine: Engine, base: LoadedBase, digests: list[str], ids: list[int]) -> mx.array:
+    """Logits of the next token, a row for each adapter ("" for the base), without a cache.
+
+    On the engine's thread: the streams that its arrays wait for belong to it.
+    """
+
+    def forward() -> mx.array:
+        handles = [engine.bank.handle(digest) if digest else BASE for digest in digests]
+        token = active.set(engine.bank.rows(handles, [1.0] * len(handles)))
+        try:
+            logits = base.model(mx.array([ids] * len(digests)))[:, -1]
+            mx.eval(logits)
+            return logits
+        finally:
+            active.reset(token)
+
+    return engine._call(forward).result()
 
 
 def test_eight_adapters_decode_together_as_they_do_alone(engine: Engine, base: LoadedBase) -> None:
@@ -97,22 +105,17 @@ def test_eight_adapters_decode_together_as_they_do_alone(engine: Engine, base: L
         if mixed == single:
             continue
         at = next(i for i, pair in enumerate(zip(single, mixed, strict=False)) if pair[0] != pair[1])
-        logits = logits_alone(engine, base, request.adapter, [*request.prompt, *single[:at]])
+        logits = last_logits(engine, base, [request.adapter], [*request.prompt, *single[:at]])[0]
         gap = abs(logits[single[at]] - logits[mixed[at]]).item()
         assert gap < TOLERANCE, f"{request.adapter}: token {at} differs with a logit gap of {gap}"
 
 
 def test_logits_of_a_mixed_batch_equal_each_row_alone(engine: Engine, base: LoadedBase) -> None:
-    ids = prompt_ids(base, PROMPTS[0])
+    ids = list(prompt_ids(base, PROMPTS[0]))
     keys = [f"r{rank}" for rank in RANKS]
-    token = active.set(engine.bank.rows([engine.bank.handle(key) for key in keys], [1.0] * len(keys)))
-    try:
-        mixed = base.model(mx.array([ids] * len(keys)))[:, -1]
-        mx.eval(mixed)
-    finally:
-        active.reset(token)
-    plain = base.model(mx.array([ids]))[0, -1]
+    mixed = last_logits(engine, base, keys, ids)
+    plain = last_logits(engine, base, [""], ids)[0]
     for row, key in zip(mixed, keys, strict=True):
-        alone = logits_alone(engine, base, key, list(ids))
+        alone = last_logits(engine, base, [key], ids)[0]
         assert mx.abs(row - alone).max().item() < TOLERANCE, key
         assert mx.abs(row - plain).max().item() > 0.05, f"{key} does not change the base"

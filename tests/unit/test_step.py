@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx_lm.models import llama, qwen2
 from mlx_lm.models.activations import swiglu
@@ -11,6 +12,7 @@ from mlx_lm.models.cache import BatchKVCache
 
 from optiq_core.adapters.kinds import adaptable_modules, linear_dims
 from optiq_core.adapters.tensors import base_weight
+from optiq_core.base import attention
 from optiq_core.base.blocked import BlockedEmbedding, BlockedLinear, rational_swiglu
 from optiq_core.engine.cpu import prepare_for_cpu
 from optiq_core.engine.sampling import RowSampler, restrict, sample_rows
@@ -110,3 +112,30 @@ def test_restrictions_differ_by_row() -> None:
     logits = mx.log(mx.array([[0.5, 0.3, 0.15, 0.05]] * 3)) + 7
     out = restrict(logits, [Sampling(1.0, top_k=1), Sampling(1.0), Sampling(1.0, min_p=0.2)])
     assert [[i for i, v in enumerate(row) if v > -1e30] for row in out.tolist()] == [[0], [0, 1, 2, 3], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("kind", ["causal", "boolean", "added", "none"])
+def test_attention_in_blocks_is_attention(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mx.random.seed(5)
+    length, total = (1 if kind == "none" else 37), 90
+    queries = mx.random.normal((2, 6, length, 16)) * 4
+    keys, values = (mx.random.normal((2, 3, total, 16)) for _ in range(2))
+    # One score stands far above the others, whose weights underflow.
+    queries[0, 1, 0] = 300 * keys[0, 0, 7]
+    mask = mx.arange(total - length, total)[:, None] >= mx.arange(total)
+    mask = (mask & (mx.array([0, 9])[:, None, None] <= mx.arange(total)))[:, None]
+    given = {"causal": "causal", "boolean": mask, "added": mx.where(mask, 0.0, -mx.inf), "none": None}[kind]
+    exact = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=0.25, mask=given)
+    for block in (attention._BLOCK, 2 * 6 * total * 5):
+        monkeypatch.setattr(attention, "_BLOCK", block)
+        ours = attention.attend(queries, keys, values, scale=0.25, mask=given)
+        assert mx.abs(ours - exact).max().item() < 5e-6
+    assert mx.abs(exact).max().item() > 0.5
+
+
+def test_the_parts_of_an_exponential_are_as_near_as_float32_can_tell() -> None:
+    x = mx.linspace(-40, 0, 100_001)
+    mantissa, power = attention._exp_parts(1.0)(x, mx.array(0.0))
+    ours = np.array(mantissa * mx.view(power, mx.float32), np.float64)
+    exact = np.exp(np.array(x, np.float64))
+    assert np.abs(ours / exact - 1).max() < 3e-7
