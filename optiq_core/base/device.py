@@ -13,6 +13,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from .allocator import keep_freed_memory
 from .blas import preload_blas
 
 
@@ -42,7 +43,8 @@ class DeviceProfile:
 def setup_device(threads: int | None = None) -> DeviceProfile:
     """Prepare the process for MLX and say what it will compute with.
 
-    Call it before anything imports ``mlx``: on Linux CPUs it preloads a fast BLAS, which has no effect later.
+    Call it before anything imports ``mlx``: on Linux CPUs it preloads a fast BLAS, which has no effect later, and lets
+    malloc keep what is freed.
 
     Args:
         threads: of the CPU's BLAS; all cores if absent.
@@ -56,6 +58,7 @@ def setup_device(threads: int | None = None) -> DeviceProfile:
         return DeviceProfile("metal", _device_name(), False, ("Metal: quantized kernels, weights stay quantized",))
     if mx.cuda.is_available():
         return DeviceProfile("cuda", _device_name(), False, ("CUDA: quantized kernels, weights stay quantized",))
+    keep_freed_memory()
     return DeviceProfile(
         "cpu",
         _cpu_name(),

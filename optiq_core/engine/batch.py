@@ -25,6 +25,8 @@ from .types import TokenLogprob
 from .wave import NewRow, Wave
 
 CacheFactory = Callable[[nn.Module], list[Any]]
+# Tokens that a step may process, at least one, by the tokens before them and whether they are urgent.
+Allowance = Callable[[int, bool], int]
 # Rows whose caches hold about the same number of tokens may share a wave: the shorter ones are padded.
 _SIMILAR = 64
 # Of so many steps with urgent prompts, one begins with the others: they are late, but never left out.
@@ -41,6 +43,26 @@ class Drawn(NamedTuple):
     token: int
     finish_reason: str | None
     logprobs: TokenLogprob | None = None
+
+
+class Spent(NamedTuple):
+    """What a step processed of prompts: tokens, padding included, and the tokens before them."""
+
+    chunks: list[tuple[int, int]]
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return sum(tokens for tokens, _ in self.chunks)
+
+    @property
+    def context(self) -> int:
+        """Tokens before them, the mean."""
+        return sum(tokens * context for tokens, context in self.chunks) // max(self.tokens, 1)
+
+    def share(self, allowed: Allowance, *, urgent: bool) -> float:
+        """How much of what is allowed that is."""
+        return sum(tokens / allowed(context, urgent) for tokens, context in self.chunks)
 
 
 class Batch:
@@ -145,34 +167,34 @@ class Batch:
         for row, tokens, caches in ended:
             self._store(row, tokens, caches)
 
-    def prefill(self, budget: int, begun: Callable[[Row], None], *, urgent_budget: int = 0) -> int:
-        """Process up to ``budget`` tokens of prompts, padding included; rows whose prompts end start decoding.
+    def prefill(self, allowed: Allowance, begun: Callable[[Row], None]) -> Spent:
+        """Process a step's share of prompts; rows whose prompts end start decoding.
 
         Args:
-            budget: tokens at most; a step with prompts processes one of each at least.
+            allowed: how many tokens, padding included, may be processed behind a context; by whether they are urgent.
+                A step with prompts processes one of each at least.
             begun: told of every row whose prompt begins now.
-            urgent_budget: tokens at most with those of urgent prompts, if that is more.
 
         Returns:
-            The tokens that were processed.
+            What was processed.
         """
         urgent = sum(row.request.urgent for row in self._fresh) + sum(wave.urgent for wave in self._waves)
         self._urgent_turn = (self._urgent_turn + 1) % _URGENT_TURNS if urgent else 0
-        spent = 0
+        spent = Spent([])
         for first in (True, False) if self._urgent_turn else (False, True):
-            if first and urgent:
-                spent += self._prefill_some(max(budget, urgent_budget) - spent, begun, urgent=True)
-            elif not first:
-                spent += self._prefill_some(budget - spent, begun, urgent=False)
+            if urgent or not first:
+                self._prefill_some(allowed, begun, spent, urgent=first)
         return spent
 
-    def _prefill_some(self, budget: int, begun: Callable[[Row], None], *, urgent: bool) -> int:
-        spent = 0
+    def _prefill_some(self, allowed: Allowance, begun: Callable[[Row], None], spent: Spent, *, urgent: bool) -> None:
+        def left(context: int) -> int:
+            return int(allowed(context, urgent) * (1 - spent.share(allowed, urgent=urgent)))
+
         # Taking turns, short prompts do not wait for long ones, nor long ones for a stream of short ones.
         for fresh in (self._fresh_first, not self._fresh_first):
-            if spent >= budget:
+            if left(0) <= 0:
                 break
-            if fresh and (wave := self._fresh_wave(budget - spent, urgent=urgent)):
+            if fresh and (wave := self._fresh_wave(left(0), urgent=urgent)):
                 self._waves.append(wave)
                 for row in wave.rows:
                     begun(row)
@@ -180,9 +202,9 @@ class Batch:
                 wave = begun_before
             else:
                 continue
-            spent += self._advance(wave, budget - spent)
+            context = wave.context
+            spent.chunks.append((self._advance(wave, left(context)), context))
         self._fresh_first = not self._fresh_first
-        return spent
 
     def close(self) -> None:
         """Give back what the device lent; the rows are forgotten."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -295,9 +296,9 @@ class Engine:
             self._hand_out(batch, drawn)
             self._told()
             batch.keep_ended()
-        urgent = self._pace.chunk(decoding=decoding, urgent=True)
-        tokens = batch.prefill(self._pace.chunk(decoding=decoding), self._begun, urgent_budget=urgent)
-        self._pace.observe(time.perf_counter() - began, prompt_tokens=tokens, decoding=decoding)
+        spent = batch.prefill(partial(self._pace.chunk, decoding=decoding), self._begun)
+        seconds = time.perf_counter() - began
+        self._pace.observe(seconds, prompt_tokens=spent.tokens, context=spent.context, decoding=decoding)
 
     def _begun(self, row: Row) -> None:
         row.prefill_began = time.perf_counter()

@@ -80,6 +80,11 @@ class Wave:
         return sum(cache.nbytes for cache in self._batch.prompt_cache)
 
     @property
+    def context(self) -> int:
+        """Tokens that the longest row's caches hold."""
+        return max((len(tokens) for tokens in self._batch.tokens), default=0)
+
+    @property
     def width(self) -> int:
         """Tokens that the longest row has before its last one."""
         return max((len(rest) for rest in self._rest), default=1) - 1

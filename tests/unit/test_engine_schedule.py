@@ -8,6 +8,8 @@ from typing import Any
 
 import mlx.nn as nn
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
 from optiq_core.engine.engine import Engine
@@ -170,17 +172,38 @@ def test_cancelling_at_any_stage_frees_the_row_at_the_next_step(engine: Engine) 
     assert engine.status().active_rows == 0
 
 
-def test_the_pace_follows_the_measured_speed() -> None:
+def test_the_pace_follows_the_measured_cost() -> None:
     pace = Pace(512)
     assert pace.chunk(decoding=False) == 512
     assert pace.chunk(decoding=True) <= 64, "nothing is known yet"
-    for _ in range(30):
+
+    def cost(tokens: int, context: int) -> float:
+        return 0.05 + tokens * (2e-3 + context * 1e-6)
+
+    for i in range(60):
         pace.observe(0.1, prompt_tokens=0, decoding=True)
-        pace.observe(0.1 + 0.2, prompt_tokens=100, decoding=True)
-    assert 90 <= pace.chunk(decoding=True) <= 110, "two decode steps at 500 tokens/s"
-    assert 180 <= pace.chunk(decoding=True, urgent=True) <= 220, "four"
-    assert 130 <= pace.chunk(decoding=False) <= 170, "0.3 s: newcomers do not wait longer"
-    assert Pace(8).chunk(decoding=True) == 8
+        tokens, context = 20 + 13 * (i % 7), 700 * (i % 5)
+        pace.observe(0.1 + cost(tokens, context), prompt_tokens=tokens, context=context, decoding=True)
+    for context in (0, 1000, 4000):
+        taken = cost(pace.chunk(context, decoding=True), context)
+        assert 0.27 < taken < 0.33, f"three decode steps behind {context} tokens"
+        assert 0.54 < cost(pace.chunk(context, urgent=True, decoding=True), context) < 0.66, "six"
+    assert 0.27 < cost(pace.chunk(decoding=False), 0) < 0.33, "0.3 s: newcomers do not wait longer"
+    assert pace.chunk(1_000_000, decoding=True) == 8, "a prompt moves on, whatever it costs"
+    assert Pace(4).chunk(decoding=True) == 4
+
+
+@given(
+    st.lists(st.tuples(st.floats(1e-4, 10), st.integers(1, 4096), st.integers(0, 100_000)), min_size=1, max_size=30),
+    st.integers(0, 200_000),
+)
+def test_whatever_was_measured_a_chunk_has_a_size(measured: list[tuple[float, int, int]], context: int) -> None:
+    pace = Pace(512)
+    for seconds, tokens, before in measured:
+        pace.observe(seconds / 2, prompt_tokens=0, decoding=True)
+        pace.observe(seconds, prompt_tokens=tokens, context=before, decoding=True)
+    assert 8 <= pace.chunk(context, decoding=True) <= pace.chunk(context, urgent=True, decoding=True) <= 512
+    assert pace.chunk(context + 1000, decoding=True) <= pace.chunk(context, decoding=True)
 
 
 def test_the_chunk_shrinks_with_the_memory() -> None:
