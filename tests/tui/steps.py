@@ -28,7 +28,14 @@ async def settled(pilot: Pilot[None]) -> None:
     await until(lambda: len(feed.adapters) == 5 and len(feed.jobs) == 4 and feed.last_revision == 9)
     await until(lambda: feed.points("tenants/default/jobs/units-0004") == 38)
     await until(lambda: len(feed.view.trends.rows) == samples)
-    await pilot.pause(0.3)
+    await current(pilot)
+
+
+async def current(pilot: Pilot[None]) -> None:
+    """What has arrived is on the screen."""
+    feed = app_of(pilot).connection.feed
+    await until(lambda: not feed._dirty.is_set() and app_of(pilot).view is feed.view)
+    await pilot.pause(0.1)
 
 
 async def go(pilot: Pilot[None], key: str) -> None:

@@ -28,7 +28,7 @@ from optiq_tui.view import LanePhase, PlanStage
 from tests.tui import scene
 from tests.tui.conftest import ADDRESS, make_app, until
 from tests.tui.fake_daemon import FakeDaemon
-from tests.tui.steps import go, settled
+from tests.tui.steps import current, go, settled
 
 ROMAN = "tenants/default/adapters/roman"
 RUNNING = "tenants/default/jobs/units-0004"
@@ -179,7 +179,7 @@ async def test_jobs_show_plan_log_and_curves(daemon: FakeDaemon) -> None:
         await until(lambda: "step   39" in text_of(app, "#job-log-text"))
         await pilot.press("space", "down", "down", "down")
         await until(lambda: app.connection.feed.points("tenants/default/jobs/roman-0002") == 60)
-        await pilot.pause(0.3)
+        await current(pilot)
         assert [label for label in app.screen.chart._labels if label] == ["roman-0002", "units-0004"]
 
 
@@ -252,7 +252,7 @@ async def test_events_are_filtered_and_held_still(daemon: FakeDaemon) -> None:
         await pilot.press(*"tttttt", "f")
         daemon.put_event(event_pb2.Event(revision=10, time=scene.ago(1), type="daemon.serving", message="ready"))
         await until(lambda: app.connection.feed.last_revision == 10)
-        await pilot.pause(0.3)
+        await current(pilot)
         assert app.screen.table.row_count == 9
         await pilot.press("f")
         assert app.screen.table.row_count == 10
@@ -321,7 +321,7 @@ async def test_readonly_offers_no_action(daemon: FakeDaemon) -> None:
         await settled(pilot)
         await go(pilot, "2")
         await pilot.press("down", "down", "l", "p", "b", "4", "x", "n", "5", "e", *"hello", "ctrl+g")
-        await pilot.pause(0.3)
+        await current(pilot)
         assert daemon.calls == []
         assert isinstance(app.screen, Playground)
 
@@ -346,10 +346,10 @@ async def test_hostile_text_is_shown_as_it_is(daemon: FakeDaemon) -> None:
     async with app.run_test(size=(200, 60)) as pilot:
         await until(lambda: app.connection.feed.last_revision == 10 and len(app.view.jobs) == 5)
         await pilot.press("4")
-        await pilot.pause(0.3)
+        await current(pilot)
         assert nasty in text_of(app, "#job-facts")
         await pilot.press("6")
-        await pilot.pause(0.3)
+        await current(pilot)
         assert nasty in text_of(app, "#event-text")
 
 

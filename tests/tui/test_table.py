@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 from textual.app import App, ComposeResult
+from textual.strip import Strip
 
 from optiq_tui.widgets.table import Column, Table
 
@@ -93,3 +95,28 @@ async def test_columns_that_do_not_fit_are_dropped_whole() -> None:
         await pilot.pause()
         assert "extra" not in lines(table)[0]
         assert lines(table)[1].endswith("1")
+
+
+async def test_only_lines_that_changed_are_painted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = Host()
+    async with app.run_test(size=(40, 20)) as pilot:
+        table: Table[Row] = app.query_one(Table)
+        rows = [(f"row-{n:03d}", n) for n in range(100)]
+        table.show(rows)
+        table.focus()
+        await pilot.pause()
+        painted: list[int] = []
+        paint = table.render_line
+
+        def counted(y: int) -> Strip:
+            painted.append(y)
+            return paint(y)
+
+        monkeypatch.setattr(table, "render_line", counted)
+        table.show([*rows[:4], ("row-004", 777), *rows[5:]])
+        await pilot.pause()
+        assert painted == [5] and "777" in lines(table)[5]
+        painted.clear()
+        await pilot.press("down")
+        await pilot.pause()
+        assert painted == [1, 2]

@@ -19,6 +19,9 @@ from optiq_tui.watches import Watches
 T = TypeVar("T")
 
 REFRESH_SECONDS = 0.1
+# How long to wait more, for each second that the loop was late, and at most.
+LATE_FACTOR = 2.0
+MOST_SECONDS = 0.3
 DIAL_TIMEOUT = 3.0
 RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 5.0)
 
@@ -133,11 +136,15 @@ class Connection:
         return connected, lost
 
     async def _flush(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await self.feed.changed()
             view, parts = self.feed.take()
             self._post(ViewChanged(view, parts))
+            began = loop.time()
             await asyncio.sleep(REFRESH_SECONDS)
+            # Where drawing takes the loop that long, keys come before news.
+            await asyncio.sleep(min(MOST_SECONDS, LATE_FACTOR * (loop.time() - began - REFRESH_SECONDS)))
 
 
 def _first(errors: BaseExceptionGroup[OptiqClientError]) -> OptiqClientError:

@@ -21,6 +21,7 @@ from optiq_tui.screens.board import Board
 from optiq_tui.screens.choose import Choose
 from optiq_tui.view import Part, View
 from optiq_tui.widgets.chart import Chart
+from optiq_tui.widgets.classes import mark
 from optiq_tui.widgets.filter_box import FilterBox
 from optiq_tui.widgets.panel import Panel
 from optiq_tui.widgets.table import Column, Table
@@ -104,7 +105,8 @@ class Adapters(Board):
                 )
             )
             self._show_list()
-        self._show_detail(view)
+        if parts & {Part.ADAPTERS, Part.STATUS, Part.DETAIL, Part.ROUTING, Part.JOBS}:
+            self._show_detail(view)
 
     def _show_list(self) -> None:
         box = self.filter
@@ -116,7 +118,7 @@ class Adapters(Board):
 
     def _show_detail(self, view: View) -> None:
         adapter = self.table.selected
-        self.set_class(adapter is None, "-nothing")
+        mark(self, adapter is None, "-nothing")
         if adapter is None:
             return
         self.query_one("#adapter", Panel).border_title = adapter.id

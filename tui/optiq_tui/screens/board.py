@@ -17,6 +17,7 @@ from optiq_client import EngineState
 from optiq_tui.messages import Act, Look
 from optiq_tui.view import ALL_PARTS, Link, Part, View
 from optiq_tui.widgets.bars import LinkBar, TabStrip
+from optiq_tui.widgets.classes import mark
 from optiq_tui.widgets.tones import Tones
 
 if TYPE_CHECKING:
@@ -145,8 +146,8 @@ class Board(Screen[None]):
             home.focus()
 
     def _show_link(self, view: View) -> None:
-        self.set_class(view.known and not view.live, "-stale")
-        self.set_class(not view.known, "-welcome")
+        mark(self, view.known and not view.live, "-stale")
+        mark(self, not view.known, "-welcome")
         self.query_one(LinkBar).show(view, self.optiq.now())
         self.query_one(TabStrip).show(view, self.optiq.readonly)
         if not view.known:
@@ -154,10 +155,11 @@ class Board(Screen[None]):
         notice = self.query_one("#notice", Static)
         engine = view.status.engine if view.status else None
         troubled = engine is not None and view.live and engine.state is not EngineState.SERVING
-        notice.display = troubled
+        if notice.display != troubled:
+            notice.display = troubled
         if engine is not None and troubled:
             failed = engine.state is EngineState.FAILED
-            notice.set_class(failed, "-failed")
+            mark(notice, failed, "-failed")
             what = "cannot start" if failed else engine.state.lower()
             then = "optiq doctor says how to mend it" if failed else "requests wait or are told to try again"
             notice.update(f"engine {what}: {engine.message} · {then}" if engine.message else f"engine {what}; {then}")

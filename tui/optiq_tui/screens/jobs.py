@@ -19,6 +19,7 @@ from optiq_tui.screens.confirm import Confirm
 from optiq_tui.screens.submit import Submit
 from optiq_tui.view import Part, View
 from optiq_tui.widgets.chart import Chart
+from optiq_tui.widgets.classes import mark
 from optiq_tui.widgets.gauge import bar
 from optiq_tui.widgets.panel import Panel
 from optiq_tui.widgets.table import Column, Table
@@ -102,7 +103,7 @@ class Jobs(Board):
 
     def _show_job(self, view: View) -> None:
         job = self.table.selected
-        self.set_class(job is None, "-nothing")
+        mark(self, job is None, "-nothing")
         if job is None:
             return
         self.query_one("#job", Panel).border_title = job.id

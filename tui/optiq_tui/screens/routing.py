@@ -19,6 +19,7 @@ from optiq_tui.route_text import describe_route
 from optiq_tui.screens.board import Board
 from optiq_tui.screens.confirm import Confirm
 from optiq_tui.view import Part, View
+from optiq_tui.widgets.classes import mark
 from optiq_tui.widgets.filter_box import FilterBox
 from optiq_tui.widgets.gauge import bar
 from optiq_tui.widgets.panel import Panel
@@ -136,7 +137,7 @@ class Routing(Board):
     def show(self, view: View, parts: frozenset[Part]) -> None:
         """Draw what has changed."""
         self._now = self.optiq.now()
-        self.set_class(self._shown == "tenants", "-tenants")
+        mark(self, self._shown == "tenants", "-tenants")
         if Part.STATUS in parts and view.status is not None:
             self._show_requests(view.status)
         if Part.ROUTING in parts:
@@ -211,7 +212,7 @@ class Routing(Board):
     def action_turn(self) -> None:
         """Routes in place of tenants, or the other way round."""
         self._shown = VIEWS[1 - VIEWS.index(self._shown)]
-        self.set_class(self._shown == "tenants", "-tenants")
+        mark(self, self._shown == "tenants", "-tenants")
         (self.tenants if self._shown == "tenants" else self.routes).focus()
 
     def action_promote(self) -> None:

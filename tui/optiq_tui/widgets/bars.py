@@ -8,6 +8,7 @@ from textual.content import Content
 
 from optiq_client import humanize
 from optiq_tui.view import Link, View
+from optiq_tui.widgets.classes import mark
 from optiq_tui.widgets.words import Words
 
 MARKS = {
@@ -50,8 +51,8 @@ class LinkBar(Words):
     def show(self, view: View, now: datetime) -> None:
         """Show the connection's state; ``now`` is for the daemon's age."""
         link, status = view.link, view.status
-        self.set_class(link.link in {Link.LOST, Link.REFUSED}, "-lost")
-        self.set_class(link.link is Link.CONNECTED, "-connected")
+        mark(self, link.link in {Link.LOST, Link.REFUSED}, "-lost")
+        mark(self, link.link is Link.CONNECTED, "-connected")
         again = f"trying again in {link.retry_in:g} s · r tries now"
         if link.link is Link.CONNECTED:
             up = f" · up {humanize.since(status.start_time, now)}" if status and status.start_time else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -10,6 +10,7 @@ from rich.style import Style
 from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
+from textual.cache import LRUCache
 from textual.geometry import Region, Size
 from textual.message import Message
 from textual.reactive import reactive
@@ -19,6 +20,8 @@ from textual.strip import Strip
 R = TypeVar("R")
 
 GAP = 2
+KEPT_LINES = 1000
+PARTS = ("header", "cursor", "hover", "empty")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,18 @@ class Column(Generic[R]):
     sort: Callable[[R], Any] | None = None
 
 
+@dataclass(frozen=True)
+class _Look:
+    """Columns in sight with their widths, and styles."""
+
+    columns: tuple[tuple[int, int], ...]
+    base: Style
+    header: Style
+    cursor: Style
+    hover: Style
+    empty: Style
+
+
 class Table(ScrollView, Generic[R], can_focus=True):
     """Rows by key, with a cursor that stays on its row when the list changes.
 
@@ -55,7 +70,7 @@ class Table(ScrollView, Generic[R], can_focus=True):
         empty: what to say where there is no row.
     """
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"table--header", "table--cursor", "table--hover", "table--empty"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"table--{part}" for part in PARTS}
     HELP = (
         "A table. The arrow keys move the cursor, page up and page down go by pages, `s` sorts by the next column and "
         "`S` turns the order round; a click on a heading does both. What can be done to the row under the cursor is "
@@ -112,6 +127,9 @@ class Table(ScrollView, Generic[R], can_focus=True):
         self._cursor = 0
         self._sorted_by: int | None = None
         self._descending = False
+        # What each line of the viewport shows, and lines that were made before: rows move more than they change.
+        self._drawn: dict[int, Hashable] = {}
+        self._strips: LRUCache[Hashable, Strip] = LRUCache(KEPT_LINES)
 
     # Rows
 
@@ -165,15 +183,33 @@ class Table(ScrollView, Generic[R], can_focus=True):
         self._index = {self._key(row): index for index, row in enumerate(self._rows)}
 
     def _resized(self) -> None:
-        self.virtual_size = Size(self.size.width, len(self._rows) + 1)
-        self.refresh()
+        size = Size(self.size.width, len(self._rows) + 1)
+        if size != self.virtual_size:
+            self.virtual_size = size
+        if not self._rows or not self._drawn:
+            self.refresh()
+            return
+        look = self._look()
+        for y in range(self.size.height):
+            if self._line_at(y, look)[0] != self._drawn.get(y):
+                self._refresh_line(y)
+
+    def _refresh_line(self, y: int) -> None:
+        self.refresh(Region(0, y, self.size.width, 1))
 
     # Drawing
 
     def on_resize(self) -> None:
         """Lay the columns out again."""
+        self._drawn.clear()
         self._resized()
         self._show_cursor()
+
+    def notify_style_update(self) -> None:
+        """Draw everything again: the colours have changed."""
+        self._drawn.clear()
+        self._strips.clear()
+        super().notify_style_update()
 
     def widths(self) -> list[tuple[int, int]]:
         """Indices of the columns that fit, with their widths."""
@@ -194,31 +230,41 @@ class Table(ScrollView, Generic[R], can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         """One line of the viewport: the heading, then rows from the scroll offset on."""
+        shown, cells, style = self._line_at(y, self._look())
+        self._drawn[y] = shown
         width = self.size.width
-        base = self.rich_style
-        if y == 0:
-            return self._header(width, base + self.get_component_rich_style("table--header"))
-        if not self._rows:
-            return self._empty_line(y, width, base + self.get_component_rich_style("table--empty"))
-        index = y - 1 + self.scroll_offset.y
-        if index >= len(self._rows):
-            return Strip.blank(width, base)
-        style = base
-        if index == self._cursor:
-            style = base + self.get_component_rich_style("table--cursor")
-        elif index == self.hovered:
-            style = base + self.get_component_rich_style("table--hover")
-        cells = [_as_text(self.columns[i].cell(self._rows[index])) for i, _ in self.widths()]
-        return self._line(cells, width, style).apply_meta({"row": index})
-
-    def _header(self, width: int, style: Style) -> Strip:
-        if not self._rows:
+        if cells is None:
+            if not self._rows and y:
+                return self._empty_line(y, width, style)
             return Strip.blank(width, style)
-        titles = []
-        for i, _ in self.widths():
-            mark = "" if i != self._sorted_by else "▾" if self._descending else "▴"
-            titles.append(Text(self.columns[i].title + mark))
-        return self._line(titles, width, style)
+        if (strip := self._strips.get(shown)) is None:
+            strip = self._strips[shown] = self._line(cells, width, style)
+        return strip
+
+    def _look(self) -> _Look:
+        base = self.rich_style
+        header, cursor, hover, empty = (base + self.get_component_rich_style(f"table--{part}") for part in PARTS)
+        return _Look(tuple(self.widths()), base, header, cursor, hover, empty)
+
+    def _line_at(self, y: int, look: _Look) -> tuple[Hashable, Sequence[Text] | None, Style]:
+        """What tells a line of the viewport from others, its cells if it has any, and its style."""
+        index = y - 1 + self.scroll_offset.y
+        if not self._rows:
+            style = look.empty if y else look.base
+            return (self.empty_text.plain, y, style), None, style
+        if y and index >= len(self._rows):
+            return look.base, None, look.base
+        if y == 0:
+            cells, style = [self._title(i) for i, _ in look.columns], look.header
+        else:
+            cells = [_as_text(self.columns[i].cell(self._rows[index])) for i, _ in look.columns]
+            style = look.cursor if index == self._cursor else look.hover if index == self.hovered else look.base
+        told = tuple((cell.plain, str(cell.style), tuple(cell.spans)) for cell in cells)
+        return (told, look.columns, self.size.width, style), cells, style
+
+    def _title(self, i: int) -> Text:
+        mark = "" if i != self._sorted_by else "▾" if self._descending else "▴"
+        return Text(self.columns[i].title + mark)
 
     def _empty_line(self, y: int, width: int, style: Style) -> Strip:
         lines = self.empty_text.wrap(self.app.console, max(1, width - 2))
@@ -272,7 +318,8 @@ class Table(ScrollView, Generic[R], can_focus=True):
         before, self._cursor = self._cursor, max(0, min(index, len(self._rows) - 1))
         self._show_cursor()
         if before != self._cursor:
-            self.refresh()
+            for index_ in (before, self._cursor):
+                self._refresh_line(index_ + 1 - self.scroll_offset.y)
             self.post_message(self.Highlighted(self, self.selected))
 
     def _show_cursor(self) -> None:
@@ -289,17 +336,21 @@ class Table(ScrollView, Generic[R], can_focus=True):
         """A row is selected, a heading sorts."""
         if event.y == 0:
             self._sort_at(event.x)
-        elif (row := event.style.meta.get("row")) is not None:
-            self._move_to(int(row))
+        elif (row := self._row_at(event.y)) >= 0:
+            self._move_to(row)
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
         """Light up the row under the pointer."""
-        row = event.style.meta.get("row")
-        self.hovered = -1 if row is None else int(row)
+        self.hovered = self._row_at(event.y)
 
     def on_leave(self) -> None:
         """No row is under the pointer."""
         self.hovered = -1
+
+    def _row_at(self, y: int) -> int:
+        """Index of the row on a line of the viewport; -1 if there is none."""
+        index = y - 1 + self.scroll_offset.y
+        return index if y > 0 and index < len(self._rows) else -1
 
     def _sort_at(self, x: int) -> None:
         left = 0
@@ -310,9 +361,11 @@ class Table(ScrollView, Generic[R], can_focus=True):
                 self.show(self._given)
             left += width + GAP
 
-    def watch_hovered(self) -> None:
-        """Draw the rows again."""
-        self.refresh(Region(0, 0, self.size.width, self.size.height))
+    def watch_hovered(self, before: int, now: int) -> None:
+        """Draw both rows again."""
+        for index in (before, now):
+            if index >= 0:
+                self._refresh_line(index + 1 - self.scroll_offset.y)
 
 
 def _as_text(cell: Text | str) -> Text:
