@@ -3,7 +3,8 @@
 In a decode step on the CPU one ``gather_mm`` multiplies every row by its own pages of ``A``, for all modules that read
 the same input at once, and one ``segmented_mm`` per module multiplies the products by each adapter's ranks of ``B``
 (S-LoRA, arXiv:2311.03285, does this with custom kernels). Whatever the mix of ranks, blends and factors, a step reads
-every adapter's own bytes once; a bare row has none. Both run on a second stream, beside the base's own product.
+every adapter's own bytes once; a bare row has none. Both run on a second stream, beside the base's own product. Where
+every row has one page, of rank 8 or less, a gather of ``B`` is as good, on the base's stream.
 
 Chunks of prompts, and decode steps on a GPU, where not every backend of MLX has ``segmented_mm``, gather pages of both
 matrices and sum each row's pages in a small product with the weights.
@@ -52,11 +53,28 @@ class BankedLinear(nn.Module):
             # DoRA's gain leaves the bias alone.
             y = (y - self.base.bias) * gain + self.base.bias if "bias" in self.base else y * gain
         if rows.by_segments and plan.uniform is None and x.ndim == 3 and x.shape[1] == 1:
-            delta = segmented(self._pages, self._path, rows, x)
+            # A plan without weights has one page for each row.
+            product = segmented if plan.weights is not None else single_pages
+            delta = product(self._pages, self._path, rows, x)
             if delta is not None:
                 return y + delta.astype(y.dtype)
         pages = self._pages
         return add_products(pages.a.pages, pages.b.pages, plan, x.astype(pages.a.pages.dtype), y)
+
+
+def single_pages(pages: ModulePages, path: str, rows: ActiveRows, x: mx.array) -> mx.array | None:
+    """Return what :func:`segmented` does where every row has one page of the module and a factor of 1.
+
+    One gather then reads no more than the segments would, and needs nothing put in order.
+    """
+    found = rows.low(pages, path, x)
+    if found is None:
+        return None
+    low, segments = found
+    own = low if low.shape[0] == x.shape[0] else low[segments.items]
+    plan = rows.plan(path)
+    assert plan is not None
+    return mx.gather_mm(own, pages.b.pages, rhs_indices=plan.b_of)
 
 
 def segmented(pages: ModulePages, path: str, rows: ActiveRows, x: mx.array) -> mx.array | None:

@@ -80,11 +80,13 @@ class Segments:
         bounds: [segments, 2] uint32, first and last rank of each run, exact: no padding is read. One per row, empty for
             a bare one; or, where rows share runs, one per run and an empty one.
         pick: [rows] uint32, each row's product among [segments * rows of a run]; None if they are in order.
+        items: the module's own among the shared plan's.
     """
 
     slots: mx.array
     bounds: mx.array
     pick: mx.array | None
+    items: slice
 
 
 class ActiveRows:
@@ -258,16 +260,17 @@ def _segments(uses: Sequence[RowUse | None], begin: int) -> Segments:
     width = max(sharing.values())
     slots = np.zeros((width, max(run.b.end for run in order)), np.uint32)
     item = begin
+    items = slice(begin, begin + sum(use.run.b.count for use in uses if use))
     for use, at in zip(uses, place, strict=True):
         if use is not None and at is not None:
             run = use.run.b
             slots[at[1], run.first : run.end] = np.arange(item, item + run.count)
             item += run.count
     if width == 1:
-        return Segments(mx.array(slots), _bounds([use.run if use else None for use in uses]), None)
+        return Segments(mx.array(slots), _bounds([use.run if use else None for use in uses]), None, items)
     bare = len(order) * width
     pick = np.array([at[0] * width + at[1] if at else bare for at in place], np.uint32)
-    return Segments(mx.array(slots), _bounds([*order, None]), mx.array(pick))
+    return Segments(mx.array(slots), _bounds([*order, None]), mx.array(pick), items)
 
 
 def _bounds(runs: Sequence[ModuleRun | None]) -> mx.array:

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
-from optiq_core.adapters.bank import BASE, AdapterBank, active
+from optiq_core.adapters import banked
+from optiq_core.adapters.bank import BASE, ActiveRows, AdapterBank, active
+from optiq_core.adapters.banked import single_pages
+from optiq_core.adapters.pages import ModulePages
 from optiq_core.adapters.tensors import DeltaTensors
 from tests.unit.tiny import tiny_model
 
@@ -159,3 +162,31 @@ def test_rows_that_share_runs_unevenly_are_gathered_by_pages() -> None:
     for i in (0, 39, 40, 63):
         alone = steps(model, bank, [keys[i]], [1.0], tokens[i : i + 1])
         assert mx.abs(together[i] - alone[0]).max().item() < TOLERANCE, i
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("keys", [["a", "c", "c", "a"], ["a", "b", "c"]], ids=["all-small", "one-large"])
+def test_modules_where_every_row_has_one_page_gather_it(
+    keys: list[str], overlap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered = []
+
+    def spy(pages: ModulePages, path: str, rows: ActiveRows, x: mx.array) -> mx.array | None:
+        gathered.append(path.rpartition(".")[2])
+        return single_pages(pages, path, rows, x)
+
+    model = tiny_model()
+    bank = bank_of_three(model)
+    # Another adapter of rank 8 on the modules that "b" leaves alone, so that these have a page in every row.
+    small = bank._loaded["c"].tensors
+    bank.load("b+", {**small, **bank._loaded["b"].tensors})
+    keys = [key.replace("b", "b+") for key in keys]
+    if overlap:
+        bank.overlap()
+    tokens = mx.array(np.random.default_rng(6).integers(0, 64, (len(keys), 3)))
+    alone = [steps(model, bank, [key], [1.0], tokens[i : i + 1]) for i, key in enumerate(keys)]
+    monkeypatch.setattr(banked, "single_pages", spy)
+    together = steps(model, bank, keys, [1.0] * len(keys), tokens)
+    assert set(gathered) == {"q_proj", "v_proj", "up_proj"}
+    for i, row in enumerate(alone):
+        assert mx.abs(together[i] - row[0]).max().item() < TOLERANCE, (i, keys[i])
