@@ -45,8 +45,7 @@ def _against_parameters(report: Report, width: int) -> str:
     for row in report.rows:
         if row.name in letters:
             plotext.scatter([row.parameters], [100 * row.accuracy.value], marker=letters[row.name])
-    plotext.xlabel("trainable parameters; the higher and further left, the better")
-    plotext.ylabel("accuracy, %")
+    plotext.xlabel("accuracy, %, against trainable parameters")
     named = [f"{letter} {name}{' *' if name in report.parameter_front else ''}" for name, letter in letters.items()]
     return f"{_done()}\n{', '.join(named)}; * is not beaten in both"
 

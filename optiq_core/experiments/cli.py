@@ -15,6 +15,8 @@ from optiq_core.errors import OptiqError
 if TYPE_CHECKING:
     from optiq_core.experiments.grid import GridProgress
     from optiq_core.experiments.report import Report
+    from optiq_core.experiments.search import SearchProgress
+    from optiq_core.experiments.spec import Experiment
 
 _EXTRA = "`optiq experiment` needs the extra: pip install 'optiq[experiments]'"
 
@@ -38,20 +40,52 @@ def experiment() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def run(file: Path | None, preset: str | None, output: Path, as_json: bool) -> None:
     """Run the grid in FILE (TOML), or a preset; finished runs are kept."""
-    if (file is None) == (preset is None):
-        raise click.UsageError("give a TOML file or --preset, not both")
-    from optiq_core.experiments.spec import load_experiment
-
+    chosen = _chosen(file, preset)
     try:
         from optiq_core.experiments.bases import Bases
         from optiq_core.experiments.grid import run_grid
 
-        chosen = load_experiment(preset if preset is not None else file or "")
         bases = Bases(chosen, progress=lambda text: click.echo(text, err=True))
         run_grid(chosen, output, locate_base=bases.locate, on_progress=_Narrator().show)
         _print(_report(output), as_json)
     except OptiqError as error:
         raise click.ClickException(str(error)) from error
+
+
+@experiment.command(
+    epilog="\b\nExamples:\n  optiq experiment search --preset logic -o ./joint-search\n"
+    "  optiq experiment search ./my-grid.toml --budget-mb 80 --short-trials 24 -o ./search --json\n"
+    "Stopped with Ctrl-C, the same command goes on from there. More settings: [search] in the file."
+)
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--preset", help="Take items and training from this preset: logic, joint, schemes, methods, smoke.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory of the search.")
+@click.option("--budget-mb", type=float, help="Base and adapter, in MB; if absent what 5 bits per weight take.")
+@click.option("--proxy-trials", type=int, help="Choices to rate by what was measured once (default 600).")
+@click.option("--short-trials", type=int, help="Choices to train for a few steps (default 16).")
+@click.option("--short-steps", type=int, help="Steps of these trainings (default 12).")
+@click.option("--finalists", type=int, help="Choices to train and score in full (default 1).")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def search(*, file: Path | None, preset: str | None, output: Path, as_json: bool, **settings: float | None) -> None:
+    """Search bits and rank for groups of layers within a budget of bytes, and compare with the one-shot solution.
+
+    The space is 4 parts of the blocks, attention and feed-forward apart, and the embeddings with the head; 4 or 8 bits
+    for each, and rank 2, 4, 8 or 16 where an adapter is trained.
+    """
+    chosen = _chosen(file, preset)
+    try:
+        try:
+            from optiq_core.experiments.bases import Bases
+            from optiq_core.experiments.search import search as run_search
+        except ModuleNotFoundError as error:
+            raise click.ClickException(_EXTRA) from error
+        given = {name: value for name, value in settings.items() if value is not None}
+        chosen = chosen.with_search(**given)
+        bases = Bases(chosen, progress=lambda text: click.echo(text, err=True))
+        found = run_search(chosen, output, locate_base=bases.locate, on_progress=_Narrator().show_search)
+    except OptiqError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_markdown(), nl=as_json)
 
 
 @experiment.command(
@@ -94,6 +128,18 @@ def report(*, folder: Path, plots: Path | None, against: str, margin: float, cha
             click.echo(path, err=True)
 
 
+def _chosen(file: Path | None, preset: str | None) -> Experiment:
+    """The experiment of a file or a preset."""
+    if (file is None) == (preset is None):
+        raise click.UsageError("give a TOML file or --preset, not both")
+    from optiq_core.experiments.spec import load_experiment
+
+    try:
+        return load_experiment(preset if preset is not None else file or "")
+    except OptiqError as error:
+        raise click.ClickException(str(error)) from error
+
+
 def _report(folder: Path, against: str = "", margin: float = 0.05) -> Report:
     from optiq_core.experiments.grid import read_grid
     from optiq_core.experiments.report import make_report
@@ -113,11 +159,25 @@ class _Narrator:
         self._last = ""
 
     def show(self, progress: GridProgress) -> None:
-        left = f" · {progress.seconds_left / 60:.0f} min left" if progress.seconds_left else ""
+        left = _left(progress.seconds_left)
         where = f"{progress.configuration} seed {progress.seed} · " if progress.configuration else ""
         line = f"{progress.done}/{progress.total} runs · {where}{progress.phase}{left}"
+        self._write(line, where, last=progress.phase == "finished")
+
+    def show_search(self, progress: SearchProgress) -> None:
+        """The same for a search."""
+        unit = "%" if progress.stage == "measuring" else f"/{progress.total}"
+        line = f"{progress.stage} {progress.done}{unit} · {progress.detail}{_left(progress.seconds_left)}"
+        where = progress.stage if progress.stage in ("measuring", "proxy") else f"{progress.stage} {progress.done}"
+        self._write(line, where, last=progress.stage == "full" and progress.detail == "finished")
+
+    def _write(self, line: str, where: str, *, last: bool) -> None:
         if self._terminal:
-            click.echo(f"\r{line:<100}", err=True, nl=progress.phase == "finished")
+            click.echo(f"\r{line:<100}", err=True, nl=last)
         elif where != self._last:
             click.echo(line, err=True)
         self._last = where
+
+
+def _left(seconds: float | None) -> str:
+    return f" · {seconds / 60:.0f} min left" if seconds else ""

@@ -13,6 +13,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 FORMATS = ("png", "svg")
 
@@ -65,6 +66,7 @@ def _scatter(report: Report, label: str, cost: Callable[[Row], float], front: li
     best = sorted((cost(row), 100 * row.accuracy.value) for row in report.rows if row.name in front)
     axes.plot(*zip(*best, strict=True), color="0.6", linewidth=0.8, zorder=0)
     axes.set_xlabel(label)
+    axes.xaxis.set_major_formatter(EngFormatter())
     axes.set_ylabel("accuracy, % (95 % interval)")
     axes.set_title(f"{report.experiment.name}: circles are not beaten in both")
     axes.grid(alpha=0.3)

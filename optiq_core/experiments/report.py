@@ -14,6 +14,7 @@ from optiq_core.experiments.stats import Comparison, Interval, compare, pareto_f
 
 # Accuracy that one may lose and still count as not worse: what a person would not notice.
 MARGIN = 0.05
+_SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -180,10 +181,10 @@ def findings(report: Report) -> list[str]:
 
 def _finding(row: Row, reference: Row, found: Comparison, margin: float) -> str:
     change = f"{found.difference:+.1%} (95 %: {found.low:+.1%} to {found.high:+.1%})"
-    if found.low > 0:
-        verdict = "is better"
-    elif found.high < 0:
-        verdict = "is worse"
+    if found.low > 0 or found.high < 0:
+        verdict = "is better" if found.low > 0 else "is worse"
+        if found.holm is not None and found.holm > _SIGNIFICANT:
+            verdict += " taken alone, not among all comparisons of this table"
     elif found.equivalent(margin):
         verdict = f"is as good, to within {margin:.0%}"
     elif found.not_worse(margin):

@@ -14,7 +14,8 @@ import msgspec
 from optiq_core.base.load_in import LoadIn
 from optiq_core.errors import OptiqError, TrainingError
 from optiq_core.experiments.puzzles import PUZZLES
-from optiq_core.train.config import TrainConfig, decode_config
+from optiq_core.quant.options import BITS
+from optiq_core.train.config import MAX_RANK, TrainConfig, decode_config
 
 PRESETS = ("logic", "joint", "schemes", "methods", "smoke")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -75,6 +76,49 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     train: dict[str, Any] = {}
 
 
+class SearchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A joint search over bits and ranks, see :mod:`optiq_core.experiments.search`; no effect on runs.
+
+    Attributes:
+        base: key of ``bases``; what it has quantized is dequantized first.
+        budget_mb: bytes of base and adapter, in millions; 0 is what the one-shot solution takes an eighth of the way
+            from the fewest bits to the most: 5 bits per weight with 4 and 8 in groups of 64.
+        bits, group_size: what a group of layers can be quantized to.
+        ranks: what a group of adapted layers can get.
+        parts: of the stack of blocks; each has a group for attention and one for the rest.
+        proxy_trials: choices to rate by what was measured once; they take milliseconds.
+        short_trials, short_steps: choices to train for so many steps.
+        finalists: choices to train and score in full, beside the one-shot solution, on every seed.
+        seed: of the search.
+    """
+
+    base: str = "base"
+    budget_mb: float = 0.0
+    bits: tuple[int, ...] = (4, 8)
+    group_size: int = 64
+    ranks: tuple[int, ...] = (2, 4, 8, 16)
+    parts: int = 4
+    proxy_trials: int = 600
+    short_trials: int = 16
+    short_steps: int = 12
+    finalists: int = 1
+    seed: int = 0
+
+    def problems(self) -> list[str]:
+        """What is out of range, a sentence each."""
+        found = []
+        if len(set(self.bits)) < 2 or not set(self.bits) <= set(BITS):
+            found.append(f"search.bits: give two or more of {', '.join(map(str, BITS))}")
+        if not self.ranks or not all(1 <= rank <= MAX_RANK for rank in self.ranks):
+            found.append(f"search.ranks: give at least one between 1 and {MAX_RANK}")
+        for name in ("parts", "proxy_trials", "short_trials", "short_steps", "finalists"):
+            if getattr(self, name) < 1:
+                found.append(f"search.{name}: must be at least 1, is {getattr(self, name)}")
+        if self.budget_mb < 0:
+            found.append(f"search.budget_mb: must be 0 or more, is {self.budget_mb:g}")
+        return found
+
+
 class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A grid of configurations and seeds.
 
@@ -86,6 +130,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         train: training settings that all configurations share.
         configurations: the contestants, the reference of the comparison first.
         max_tokens: generated for an answer at most.
+        search: of ``optiq experiment search``.
         text: also measure perplexity on this UTF-8 file; ``evaluation`` is the one that comes with Optiq. Empty: no.
     """
 
@@ -97,6 +142,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     train: dict[str, Any] = {}
     max_tokens: int = 32
     text: str = ""
+    search: SearchSettings = SearchSettings()
 
     def train_config(self, configuration: Configuration, data_path: str, seed: int) -> TrainConfig:
         """Settings of one run.
@@ -105,6 +151,17 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             TrainingError: names the field that is wrong.
         """
         return decode_config({**self.train, **configuration.train, "data_path": data_path, "seed": seed})
+
+    def with_search(self, **settings: Any) -> Experiment:
+        """The same with other settings of the search.
+
+        Raises:
+            SpecError: one is out of range.
+        """
+        changed = msgspec.structs.replace(self, search=msgspec.structs.replace(self.search, **settings))
+        if problems := changed.search.problems():
+            raise SpecError("; ".join(problems))
+        return changed
 
     def digest(self, configuration: Configuration) -> str:
         """Identity of everything that a run of this configuration computes, but for its seed."""
@@ -145,7 +202,8 @@ def load_experiment(source: Path | str) -> Experiment:
 
 def _check(experiment: Experiment, where: str) -> None:
     names = [c.name for c in experiment.configurations]
-    problems = [f"configurations: {n!r} is there twice" for n in sorted({n for n in names if names.count(n) > 1})]
+    problems = experiment.search.problems()
+    problems += [f"configurations: {n!r} is there twice" for n in sorted({n for n in names if names.count(n) > 1})]
     problems += [f"configurations: {n!r} is not a folder name like by-bits-8" for n in names if not _NAME.fullmatch(n)]
     if not names:
         problems.append("configurations: there are none")

@@ -196,6 +196,11 @@ def distribution(ranks: Mapping[str, int]) -> dict[int, int]:
     return dict(sorted(Counter(ranks.values()).items()))
 
 
+def is_attention(path: str) -> bool:
+    """Whether a module belongs to attention, by its path."""
+    return _ATTENTION.search(path) is not None
+
+
 def _weights(targets: Sequence[Target], rank: int, scaling: RankScaling, pattern: Mapping[str, int]) -> list[float]:
     rules: dict[RankScaling, Callable[[], list[float]]] = {
         "constant": lambda: [1.0] * len(targets),
@@ -203,8 +208,8 @@ def _weights(targets: Sequence[Target], rank: int, scaling: RankScaling, pattern
         "by_kl": lambda: _over_median([_known(t.kl, t, "by_kl", _NO_KL) for t in targets]),
         "gradient": lambda: _over_median([_known(t.gradient, t, "gradient", "it was not probed") for t in targets]),
         "linear": lambda: _linear(targets),
-        "attention": lambda: [1.0 if _ATTENTION.search(t.path) else 0.5 for t in targets],
-        "ffn": lambda: [0.5 if _ATTENTION.search(t.path) else 1.0 for t in targets],
+        "attention": lambda: [1.0 if is_attention(t.path) else 0.5 for t in targets],
+        "ffn": lambda: [0.5 if is_attention(t.path) else 1.0 for t in targets],
         "pattern": lambda: _pattern(targets, rank, pattern),
         "adalora": lambda: [_ADALORA_START] * len(targets),
     }
