@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from optiq_core import experiments
 from optiq_core.experiments.cli import experiment
 from optiq_core.experiments.grid import RunFailedError, read_grid, run_grid
 from optiq_core.experiments.spec import load_experiment
@@ -144,3 +145,18 @@ def test_mistakes_say_what_would_be_right(tmp_path: Path) -> None:
     assert (missing.exit_code, "presets are logic" in missing.stderr) == (1, True)
     empty = optiq_experiment("report", tmp_path)
     assert (empty.exit_code, "optiq experiment run" in empty.stderr) == (1, True)
+
+
+def test_the_guides_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide = (Path(experiments.__file__).parent / "README.md").read_text(encoding="utf-8")
+    code = guide.partition("```python\n")[2].partition("```")[0]
+    write_tiny_base(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert "2 2 finished" in shown and "| by-bits |" in shown
+    grid = guide.partition("```toml\n")[2].partition("```")[0]
+    (tmp_path / "mine.toml").write_text(grid)
+    assert [c.kind for c in load_experiment(tmp_path / "mine.toml").configurations] == ["adapter", "merged"]
