@@ -162,5 +162,16 @@ def watch_job(tenant: str, job: str) -> Call[t.JobUpdate]:
     )
 
 
+def job_log(tenant: str, job: str, lines: int, *, follow: bool) -> Call[tuple[str, ...]]:
+    """TrainingService.TailTrainingLog."""
+    return Call(
+        f"{_SERVICE}/TailTrainingLog",
+        # 0 is the wire's default.
+        training_pb2.TailTrainingLogRequest(name=job_name(tenant, job), lines=lines or -1, follow=follow),
+        training_pb2.TailTrainingLogResponse,
+        lambda r: tuple(r.lines),
+    )
+
+
 def _job(response: Any) -> t.Job:
     return convert_jobs.job(response.job)

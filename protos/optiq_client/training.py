@@ -101,6 +101,12 @@ class Training:
         """The progress so far, then live; ends when the job has ended."""
         return self._client.stream(calls.watch_job(self._client.tenant, job), timeout)
 
+    def log(
+        self, job: str, *, lines: int = 100, follow: bool = False, timeout: float | None = None
+    ) -> Stream[tuple[str, ...]]:
+        """The last ``lines`` that the job's trainer wrote, in groups; with ``follow`` what it adds until it ends."""
+        return self._client.stream(calls.job_log(self._client.tenant, job, lines, follow=follow), timeout)
+
 
 class AsyncTraining:
     """``client.training``: the job queue."""
@@ -186,3 +192,9 @@ class AsyncTraining:
     def watch(self, job: str, *, timeout: float | None = None) -> AsyncStream[t.JobUpdate]:
         """The progress so far, then live; ends when the job has ended."""
         return self._client.stream(calls.watch_job(self._client.tenant, job), timeout)
+
+    def log(
+        self, job: str, *, lines: int = 100, follow: bool = False, timeout: float | None = None
+    ) -> AsyncStream[tuple[str, ...]]:
+        """The last ``lines`` that the job's trainer wrote, in groups; with ``follow`` what it adds until it ends."""
+        return self._client.stream(calls.job_log(self._client.tenant, job, lines, follow=follow), timeout)

@@ -163,6 +163,9 @@ def jobs(walk: Walk, client: Client, folder: Path) -> None:
     job = submitted["name"].rpartition("/")[2]
     assert walk.both("jobs watch", job)
     walk.both("jobs show", job)
+    walk.ran.add("jobs logs")
+    written = walk.run("jobs logs", job, "--follow").splitlines()
+    assert written and [json.loads(line) for line in walk.run("jobs logs", job, "--json").splitlines()] == written
     walk.both("jobs ls")
     slow = TrainingConfig(data_path=str(data), iters=100_000)
     queued = [client.training.create(f"walk-job-{number}", slow).id for number in (1, 2)]

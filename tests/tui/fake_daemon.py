@@ -86,6 +86,8 @@ class FakeDaemon(
         self.status = runtime_pb2.RuntimeStatus()
         self.adapters: dict[str, adapter_pb2.Adapter] = {}
         self.jobs: dict[str, training_pb2.TrainingJob] = {}
+        # Lines of trainers' logs, by job.
+        self.logs: dict[str, list[str]] = {}
         self.progress: dict[str, list[training_pb2.TrainingProgress]] = {}
         self.events: list[event_pb2.Event] = []
         self.reply = ["X", "I", "I"]
@@ -95,6 +97,8 @@ class FakeDaemon(
         self.cancelled_generations = 0
         self.fail_next_get_status = 0
         self.refuse_token = False
+        # Connections are taken, and nothing is answered.
+        self.silent = False
         # Statuses that a new watch gets before the present one: what sparklines are made of.
         self.past: list[runtime_pb2.RuntimeStatus] = []
         self.versions: dict[str, list[adapter_pb2.AdapterVersion]] = {}
@@ -339,9 +343,17 @@ class FakeDaemon(
                 if update.job.state in ENDED:
                     return
 
+    async def TailTrainingLog(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        job = await self._job(request.name, context)
+        yield training_pb2.TailTrainingLogResponse(lines=self.logs.get(request.name, []))
+        if request.follow and job.state not in ENDED:
+            await asyncio.Event().wait()
+
     # RuntimeService and EventService
 
     async def GetStatus(self, request: Any, context: Any) -> Any:
+        if self.silent:
+            await asyncio.Event().wait()
         if self.refuse_token:
             await fail(context, code_pb2.UNAUTHENTICATED, "the token is not known", "TOKEN_UNKNOWN")
         if self.fail_next_get_status:

@@ -15,8 +15,9 @@ from optiq_tui.screens import BOARDS
 from tests.tui.conftest import ADDRESS, make_app
 from tests.tui.fake_daemon import FakeDaemonThread
 from tests.tui.scene import SIZES, fill_all
-from tests.tui.steps import STEPS, settled
+from tests.tui.steps import STEPS, connecting, settled
 
+CONNECTING = "connecting"
 DEFAULT = Path(__file__).resolve().parents[2] / "tui" / "images"
 
 
@@ -24,8 +25,11 @@ async def take(name: str, size: tuple[int, int]) -> str:
     """One screen as SVG."""
     app = make_app()
     async with app.run_test(size=size) as pilot:
-        await settled(pilot)
-        await STEPS[name](pilot)
+        if name == CONNECTING:
+            await connecting(pilot)
+        else:
+            await settled(pilot)
+            await STEPS[name](pilot)
         return app.export_screenshot(title=f"optiq tui · {name}")
 
 
@@ -38,6 +42,7 @@ async def take_all(folder: Path, names: list[str]) -> None:
                 os.mkdir("run")  # noqa: PTH102 - the folder is that of the process
                 with FakeDaemonThread(ADDRESS) as thread:
                     thread.do(lambda: fill_all(thread.daemon))
+                    thread.daemon.silent = name == CONNECTING
                     picture = await take(name, (width, height))
                 os.chdir(folder)
             file = folder / f"{name}-{width}x{height}.svg"
@@ -49,7 +54,7 @@ def main() -> None:
     """Write ``SCREEN-WIDTHxHEIGHT.svg`` into the folder."""
     folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else DEFAULT
     folder.mkdir(parents=True, exist_ok=True)
-    asyncio.run(take_all(folder, sys.argv[2:] or list(BOARDS)))
+    asyncio.run(take_all(folder, sys.argv[2:] or [*BOARDS, CONNECTING]))
 
 
 if __name__ == "__main__":

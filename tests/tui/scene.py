@@ -263,7 +263,13 @@ def fill(daemon: FakeDaemon, *, step: int = 38) -> None:
         running.progress.CopyFrom(running_progress(at))
         running.start_time.CopyFrom(ago(110))
         daemon.put_job(_copy(running), report=True)
+    daemon.logs[running.name] = [
+        f"2026-03-14 15:07:11,204 INFO optiq.trainer: {running.name}: training units on AMD EPYC",
+        "2026-03-14 15:07:21,870 WARNING optiq.trainer: 3 of 118 examples are cut to 2048 tokens",
+    ]
     queued = job(5, "tone", training_pb2.JOB_STATE_QUEUED, age=60, iters=100)
+    queued.schedule.priority = 5
+    queued.schedule.after.append(running.name)
     failed = job(
         3, "legal-notes", training_pb2.JOB_STATE_FAILED, age=1900, reason="train.jsonl line 14: no key 'completion'"
     )

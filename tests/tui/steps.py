@@ -44,6 +44,12 @@ async def go(pilot: Pilot[None], key: str) -> None:
     await until(lambda: isinstance(app_of(pilot).screen.focused, Table))
 
 
+async def connecting(pilot: Pilot[None]) -> None:
+    """Somebody takes the call, and has not answered yet."""
+    await until(lambda: app_of(pilot).screen.has_class("-welcome") and bool(app_of(pilot).view.link.address))
+    await pilot.pause(0.2)
+
+
 async def _overview(pilot: Pilot[None]) -> None:
     await pilot.pause()
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
+from optiq_tui import connection
 from optiq_tui.settings import Settings
 from tests.tui import scene
 from tests.tui.conftest import ADDRESS, make_app, until
 from tests.tui.fake_daemon import FakeDaemonThread
-from tests.tui.steps import STEPS, Step, app_of, settled
+from tests.tui.steps import STEPS, Step, app_of, connecting, settled
 
 IDS = [f"{width}x{height}" for width, height in scene.SIZES]
 
@@ -86,6 +87,12 @@ def test_first_run(snap_compare: Any, empty: FakeDaemonThread, key: str) -> None
 
 def test_no_daemon(snap_compare: Any) -> None:
     assert snap_compare(make_app(), terminal_size=(80, 24), run_before=nobody)
+
+
+def test_connecting(snap_compare: Any, empty: FakeDaemonThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "DIAL_TIMEOUT", 60.0)
+    empty.daemon.silent = True
+    assert snap_compare(make_app(), terminal_size=(80, 24), run_before=connecting)
 
 
 def test_refused(snap_compare: Any, daemon: FakeDaemonThread) -> None:

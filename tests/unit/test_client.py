@@ -144,6 +144,7 @@ def test_every_rpc_has_a_call_with_the_right_messages() -> None:
         calls_training.cancel_job("t", "j"),
         calls_training.delete_job("t", "j"),
         calls_training.watch_job("t", "j"),
+        calls_training.job_log("t", "j", 5, follow=True),
         calls.get_status(),
         calls.watch_telemetry(1000),
         calls.watch_events(1),

@@ -17,6 +17,7 @@ from optiq_client import Adapter, Event, Job, Progress, Status
 from optiq_tui.view import (
     SAMPLES,
     AdapterDetail,
+    JobLog,
     Lane,
     LinkState,
     Part,
@@ -28,6 +29,7 @@ from optiq_tui.view import (
 
 KEPT_EVENTS = 1000
 KEPT_POINTS = 5000
+KEPT_LOG_LINES = 200
 
 
 class Feed:
@@ -45,6 +47,8 @@ class Feed:
         self._curves: dict[str, dict[int, Progress]] = {}
         self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
         self._lanes: list[Lane] = []
+        self._log = ""
+        self._log_lines: deque[str] = deque(maxlen=KEPT_LOG_LINES)
         self._changed: set[Part] = set()
         self._dirty = asyncio.Event()
 
@@ -129,6 +133,18 @@ class Feed:
         """The plan of the submit form moved on."""
         self._set(Part.PLAN, plan=plan)
 
+    def set_log(self, name: str) -> None:
+        """The log of another job is looked at."""
+        self._log = name
+        self._log_lines.clear()
+        self._mark(Part.LOG)
+
+    def put_log(self, name: str, lines: Sequence[str]) -> None:
+        """The trainer of a job wrote more."""
+        if name == self._log:
+            self._log_lines += lines
+            self._mark(Part.LOG)
+
     def set_lanes(self, lanes: Sequence[Lane]) -> None:
         """New answers were asked for."""
         self._lanes = list(lanes)
@@ -159,6 +175,8 @@ class Feed:
             view = replace(view, events=tuple(self._events))
         if Part.PLAY in changed:
             view = replace(view, lanes=tuple(self._lanes))
+        if Part.LOG in changed:
+            view = replace(view, log=JobLog(self._log, tuple(self._log_lines)))
         self.view = view
         return view, changed
 

@@ -15,7 +15,7 @@ from optiq_tui.widgets.tones import JOB, Tones
 
 LABEL = 8
 BAR = 6
-LOG_LINES = 200
+REPORTS = 12
 
 
 def describe_job(job: Job, tones: Tones, now: datetime) -> Text:
@@ -27,7 +27,12 @@ def describe_job(job: Job, tones: Tones, now: datetime) -> Text:
     scaling = config.rank_scaling.lower().replace("_", " ")
     ranks = f"{config.rank or 8}" + ("" if scaling == "unspecified" else f" {scaling}")
     rate = f"{config.learning_rate:g}" if config.learning_rate else "default"
+    schedule, zone = job.schedule, now.tzinfo
     for label, value in (
+        ("priority", f"{schedule.priority:+d}" if schedule.priority else ""),
+        ("after", ", ".join(name.rpartition("/")[2] for name in schedule.after)),
+        ("not til", _at(schedule.not_before, zone) if job.start_time is None else ""),
+        ("started", _at(job.start_time, zone)),
         ("rank", ranks),
         ("steps", f"{config.iters or 100} of {config.batch_size or 4} · rate {rate}"),
         ("data", config.data_path),
@@ -100,9 +105,9 @@ def validations(points: tuple[Progress, ...]) -> list[tuple[int, float]]:
 
 
 def job_log(job: Job, view: View, tones: Tones, zone: tzinfo | None) -> Text:
-    """What happened to it, then its reports; the newest first."""
+    """Its last reports, what happened to it, and what its trainer wrote; the newest first."""
     lines = []
-    for point in reversed(view.curves.get(job.name, ())[-LOG_LINES:]):
+    for point in reversed(view.curves.get(job.name, ())[-REPORTS:]):
         line = Text.assemble((f"step {point.step:>4}  ", "dim"), f"loss {point.train_loss:.3f}")
         if point.valid_loss is not None:
             line.append(f"  valid {point.valid_loss:.3f}", tones.style("warning"))
@@ -113,6 +118,9 @@ def job_log(job: Job, view: View, tones: Tones, zone: tzinfo | None) -> Text:
         if event.resource == job.name:
             at = event.time.astimezone(zone).strftime("%H:%M:%S") if event.time else "-"
             lines.append(Text.assemble((f"{at}  ", "dim"), (event.type, tones.style("accent")), f"  {event.message}"))
+    if view.log.name == job.name and view.log.lines:
+        lines.append(Text("trainer", style="bold"))
+        lines += [Text(line, style="dim") for line in reversed(view.log.lines)]
     return Text("\n").join(lines) if lines else Text("Nothing yet.", style="dim")
 
 
@@ -125,6 +133,10 @@ def _ceiling(label: str, value: int, ceiling: int, tones: Tones, shown: Callable
     else:
         text.append(f"{shown(value)}, no limit on this device")
     return text
+
+
+def _at(time: datetime | None, zone: tzinfo | None) -> str:
+    return time.astimezone(zone).strftime("%b %d %H:%M:%S") if time is not None else ""
 
 
 def _when(job: Job, now: datetime) -> str:

@@ -40,12 +40,14 @@ class Look(Message):
         route: name of the route whose decisions and shadow answers are shown.
         adapter: name of the adapter whose versions and ranks are shown.
         jobs: names of the jobs whose curves are drawn.
+        log: name of the job whose log is shown.
     """
 
     routing: bool = False
     route: str = ""
     adapter: str = ""
     jobs: tuple[str, ...] = ()
+    log: str = ""
 
 
 @dataclass

@@ -42,6 +42,7 @@ class Part(Enum):
     DETAIL = "detail"
     PLAN = "plan"
     PLAY = "play"
+    LOG = "log"
 
 
 ALL_PARTS = frozenset(Part)
@@ -111,6 +112,14 @@ class Routing:
     tenants: tuple[Tenant, ...] = ()
     detail: RouteDetail | None = None
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobLog:
+    """The end of what the trainer of a job wrote, oldest first."""
+
+    name: str = ""
+    lines: tuple[str, ...] = ()
 
 
 class PlanStage(Enum):
@@ -183,6 +192,7 @@ class View:
     detail: AdapterDetail | None = None
     plan: PlanState = PlanState()
     lanes: tuple[Lane, ...] = ()
+    log: JobLog = JobLog()
 
     @property
     def known(self) -> bool:

@@ -22,7 +22,7 @@ from optiq_client import (
     Tenant,
     Unavailable,
 )
-from optiq_tui.feed import Feed
+from optiq_tui.feed import KEPT_LOG_LINES, Feed
 from optiq_tui.messages import Look
 from optiq_tui.view import AdapterDetail, RouteDetail, Routing
 
@@ -50,6 +50,7 @@ class Watches:
         self._jobs_stale = asyncio.Event()
         self._routing_stale = asyncio.Event()
         self._detail_stale = asyncio.Event()
+        self._log_stale = asyncio.Event()
         self._curves: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -60,7 +61,15 @@ class Watches:
         """
         try:
             async with asyncio.TaskGroup() as group:
-                for watch in (self._status, self._adapters, self._jobs, self._events, self._routing, self._detail):
+                for watch in (
+                    self._status,
+                    self._adapters,
+                    self._jobs,
+                    self._events,
+                    self._routing,
+                    self._detail,
+                    self._log,
+                ):
                     group.create_task(watch())
         finally:
             for task in self._curves.values():
@@ -75,6 +84,8 @@ class Watches:
             self._routing_stale.set()
         if look.adapter != before.adapter:
             self._detail_stale.set()
+        if look.log != before.log:
+            self._log_stale.set()
 
     def refresh(self) -> None:
         """Read everything again now."""
@@ -152,6 +163,27 @@ class Watches:
                 async for update in updates:
                     self._feed.put_progress(update.job, update.progress)
             self._jobs_stale.set()
+
+    # The log of the job that is looked at
+
+    async def _log(self) -> None:
+        while True:
+            self._log_stale.clear()
+            name = self._look.log
+            self._feed.set_log(name)
+            following = asyncio.create_task(self._follow_log(name))
+            try:
+                await self._log_stale.wait()
+            finally:
+                following.cancel()
+
+    async def _follow_log(self, name: str) -> None:
+        # The other watches notice a lost connection; a deleted job is no error here.
+        with suppress(OptiqClientError):
+            if name:
+                async with self._client.training.log(name, lines=KEPT_LOG_LINES, follow=True) as groups:
+                    async for lines in groups:
+                        self._feed.put_log(name, lines)
 
     # Readings that only a screen that looks at them needs
 

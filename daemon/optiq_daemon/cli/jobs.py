@@ -77,6 +77,23 @@ def watch(job: str, connection: Connection, as_json: bool) -> int:
         return watch_job(client, job, as_json)
 
 
+@jobs.command(epilog="\b\nExamples:\n  optiq jobs logs units-0001\n  optiq jobs logs units-0001 -f -n 500")
+@click.argument("job", shell_complete=complete_job)
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is added, until the job ends.")
+@click.option("--lines", "-n", type=click.IntRange(0, 10_000), default=100, show_default=True, help="To begin with.")
+@connection_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one string a line.")
+def logs(job: str, *, follow: bool, lines: int, connection: Connection, as_json: bool) -> None:
+    """Show what a job's trainer wrote, also from a daemon on another machine. Ctrl-C stops following, not the job."""
+    with connection.client() as client, client.training.log(job, lines=lines, follow=follow) as groups:
+        for group in groups:
+            for line in group:
+                if as_json:
+                    output.print_json(line, line=True)
+                else:
+                    click.echo(line)
+
+
 @jobs.command(
     epilog="\b\nExamples:\n  optiq jobs submit --adapter units --data ./units --watch\n"
     "  optiq jobs submit --adapter units --data ./units --max-seq-length 4096 --dry-run\n"

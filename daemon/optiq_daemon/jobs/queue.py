@@ -19,6 +19,7 @@ from optiq_daemon.ingest import Ingest
 from optiq_daemon.jobs.admission import JobAdmission
 from optiq_daemon.jobs.book import JobBook
 from optiq_daemon.jobs.dispatch import Dispatcher
+from optiq_daemon.jobs.log_tail import tail
 from optiq_daemon.jobs.policy import Pacer, Policy
 from optiq_daemon.jobs.publish import Publisher, check_publication
 from optiq_daemon.jobs.records import AT_ONCE, MAX_AFTER, PLAIN, PRIORITIES, JobRecord, Publication, Schedule
@@ -34,6 +35,7 @@ from optiq_daemon.states import JobState
 from optiq_daemon.store import Store
 from optiq_daemon.supervisor import EngineSupervisor
 from optiq_daemon.tasks import Tasks
+from optiq_daemon.trainer import LOG_NAME
 from optiq_daemon.usage import UsageTable
 
 
@@ -213,6 +215,20 @@ class JobQueue:
     def watch(self, key: JobKey) -> AsyncIterator[tuple[JobRecord, Progress | None]]:
         """Progress so far, then changes as they come; ends with the job."""
         return self._book.watch(key)
+
+    def log(self, key: JobKey, lines: int, *, follow: bool) -> AsyncIterator[list[str]]:
+        """The last lines of the log of a job's trainer; with ``follow`` also what is added until the job ends.
+
+        Raises:
+            NotFoundError: there is no such job.
+        """
+        self.get(key)
+
+        def ended() -> bool:
+            record = self._book.find(key)  # it may have been deleted meanwhile
+            return record is None or record.state.ended
+
+        return tail(self._folder / key.job / LOG_NAME, lines, ended, follow=follow)
 
     async def cancel(self, key: JobKey) -> JobRecord:
         """End a job: at once if it does not run, else at its next step. No effect on one that has ended."""

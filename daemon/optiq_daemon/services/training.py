@@ -16,6 +16,7 @@ from optiq_daemon.store import Store
 from optiq_protos.v1 import training_pb2, training_pb2_grpc
 
 MAX_REQUEST_ID = 128
+DEFAULT_LOG_LINES, MAX_LOG_LINES = 100, 10_000
 
 
 class TrainingService(training_pb2_grpc.TrainingServiceServicer):
@@ -133,6 +134,17 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         async for record, report in self._jobs.watch(parse_job(request.name)):
             progress = convert.progress(report) if report is not None else None
             yield training_pb2.WatchTrainingJobResponse(job=convert.job(record), progress=progress)
+
+    async def TailTrainingLog(
+        self, request: training_pb2.TailTrainingLogRequest, _: Any
+    ) -> AsyncIterator[training_pb2.TailTrainingLogResponse]:
+        """The end of the trainer's log, then what is added."""
+        key = parse_job(request.name)
+        if not -1 <= request.lines <= MAX_LOG_LINES:
+            raise InvalidRequestError.of("lines", f"must be -1 to {MAX_LOG_LINES}, is {request.lines}")
+        lines = max(0, request.lines) if request.lines else DEFAULT_LOG_LINES
+        async for added in self._jobs.log(key, lines, follow=request.follow):
+            yield training_pb2.TailTrainingLogResponse(lines=added)
 
     def _tenant(self, parent: str) -> str:
         tenant = parse_parent(parent)

@@ -410,3 +410,19 @@ class WatchTrainingJobResponse(_message.Message):
     job: TrainingJob
     progress: TrainingProgress
     def __init__(self, job: _Optional[_Union[TrainingJob, _Mapping]] = ..., progress: _Optional[_Union[TrainingProgress, _Mapping]] = ...) -> None: ...
+
+class TailTrainingLogRequest(_message.Message):
+    __slots__ = ("name", "lines", "follow")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    lines: int
+    follow: bool
+    def __init__(self, name: _Optional[str] = ..., lines: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class TailTrainingLogResponse(_message.Message):
+    __slots__ = ("lines",)
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    lines: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, lines: _Optional[_Iterable[str]] = ...) -> None: ...

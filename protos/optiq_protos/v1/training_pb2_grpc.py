@@ -89,6 +89,11 @@ class TrainingServiceStub:
                 request_serializer=optiq__protos_dot_v1_dot_training__pb2.WatchTrainingJobRequest.SerializeToString,
                 response_deserializer=optiq__protos_dot_v1_dot_training__pb2.WatchTrainingJobResponse.FromString,
                 _registered_method=True)
+        self.TailTrainingLog = channel.unary_stream(
+                '/optiq.v1.TrainingService/TailTrainingLog',
+                request_serializer=optiq__protos_dot_v1_dot_training__pb2.TailTrainingLogRequest.SerializeToString,
+                response_deserializer=optiq__protos_dot_v1_dot_training__pb2.TailTrainingLogResponse.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer:
@@ -170,6 +175,13 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TailTrainingLog(self, request, context):
+        """Streams what the job's trainer wrote to its log: the last lines, then, if asked, what is added until the job ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -227,6 +239,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.WatchTrainingJob,
                     request_deserializer=optiq__protos_dot_v1_dot_training__pb2.WatchTrainingJobRequest.FromString,
                     response_serializer=optiq__protos_dot_v1_dot_training__pb2.WatchTrainingJobResponse.SerializeToString,
+            ),
+            'TailTrainingLog': grpc.unary_stream_rpc_method_handler(
+                    servicer.TailTrainingLog,
+                    request_deserializer=optiq__protos_dot_v1_dot_training__pb2.TailTrainingLogRequest.FromString,
+                    response_serializer=optiq__protos_dot_v1_dot_training__pb2.TailTrainingLogResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -526,6 +543,33 @@ class TrainingService:
             '/optiq.v1.TrainingService/WatchTrainingJob',
             optiq__protos_dot_v1_dot_training__pb2.WatchTrainingJobRequest.SerializeToString,
             optiq__protos_dot_v1_dot_training__pb2.WatchTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TailTrainingLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/optiq.v1.TrainingService/TailTrainingLog',
+            optiq__protos_dot_v1_dot_training__pb2.TailTrainingLogRequest.SerializeToString,
+            optiq__protos_dot_v1_dot_training__pb2.TailTrainingLogResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -182,4 +182,9 @@ class Board(Screen[None]):
                 ("optiq serve", "bold"),
                 "\n\nThis screen connects by itself.",
             )
-        return Text("Connecting …")
+        return Text.assemble(
+            ("Connecting …\n\n", "bold"),
+            ("to ", "dim"),
+            link.address,
+            ("\n\nIf nobody answers within seconds, this screen says what to do.", "dim"),
+        )

@@ -59,6 +59,8 @@ class Jobs(Board):
                 Column("tok/s", _speed, 5, right=True, drop=2),
                 Column("left", _left, 6, right=True, drop=1),
                 Column("plan", self._plan, 9, right=True, drop=5),
+                Column("prio", _priority, 4, right=True, drop=6, sort=lambda j: -j.schedule.priority),
+                Column("started", self._started, 8, right=True, drop=7, sort=_start),
             ),
             lambda j: j.name,
             id="jobs-table",
@@ -89,8 +91,9 @@ class Jobs(Board):
         return self.table
 
     def look(self) -> Look:
-        """The curves that are drawn."""
-        return Look(jobs=tuple(self._drawn()))
+        """The curves that are drawn, and the log of the job under the cursor."""
+        selected = self.table.selected
+        return Look(jobs=tuple(self._drawn()), log=selected.name if selected else "")
 
     def show(self, view: View, parts: frozenset[Part]) -> None:
         """Draw what has changed."""
@@ -98,7 +101,7 @@ class Jobs(Board):
             self.table.show(view.jobs)
             active = sum(not job.state.ended for job in view.jobs)
             self.query_one("#jobs", Panel).count(f"{active} not ended, {len(view.jobs)} in all" if view.jobs else "")
-        if parts & {Part.JOBS, Part.EVENTS}:
+        if parts & {Part.JOBS, Part.EVENTS, Part.LOG}:
             self._show_job(view)
 
     def _show_job(self, view: View) -> None:
@@ -190,10 +193,21 @@ class Jobs(Board):
         line = bar(now.step / max(1, now.total_steps), 8, self.tones.style("primary"))
         return line.append(f" {now.step}/{now.total_steps}")
 
+    def _started(self, job: Job) -> str:
+        return job.start_time.astimezone(self.optiq.now().tzinfo).strftime("%H:%M:%S") if job.start_time else "-"
+
     def _plan(self, job: Job) -> Text:
         if job.plan is None:
             return Text("-")
         return self.tones.text(humanize.size(job.plan.bound_bytes), "success" if job.plan.fits else "error")
+
+
+def _priority(job: Job) -> str:
+    return f"{job.schedule.priority:+d}" if job.schedule.priority else "-"
+
+
+def _start(job: Job) -> float:
+    return job.start_time.timestamp() if job.start_time else float("inf")
 
 
 def _loss(job: Job) -> str:
