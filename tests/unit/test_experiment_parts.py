@@ -88,7 +88,7 @@ def result(name: str, seed: int, right: list[bool], parameters: int) -> RunResul
 
 
 def test_what_is_said_is_no_stronger_than_the_interval() -> None:
-    names = ("base", "same", "close", "better", "worse", "unclear")
+    names = ("base", "same", "close", "better", "worse", "unclear", "slight")
     experiment = Experiment(name="e", seeds=[0, 1], configurations=[Configuration(name=n) for n in names])
     half = [i % 2 == 0 for i in range(400)]
     answers = {
@@ -99,6 +99,7 @@ def test_what_is_said_is_no_stronger_than_the_interval() -> None:
         "better": [r or i % 4 == 1 for i, r in enumerate(half)],
         "worse": [r and i % 4 == 0 for i, r in enumerate(half)],
         "unclear": [not r for r in half],
+        "slight": [not r if i // 2 < (26 if r else 38) else r for i, r in enumerate(half)],
     }
     results = [result(n, seed, answers[n], 61 if n == "same" else 100) for n in names for seed in (0, 1)]
     report = make_report(experiment, results)
@@ -109,11 +110,12 @@ def test_what_is_said_is_no_stronger_than_the_interval() -> None:
     assert "is worse: -25.0%" in said["worse"]
     assert "cannot be told apart: a loss of 5% is not excluded" in said["unclear"]
     assert "is not worse by 5% or more: +2.0%" in said["close"]
+    assert "is better taken alone, not among all comparisons of this table: +3.0%" in said["slight"]
     turned = make_report(experiment, results, against="better", margin=0.3)
     assert turned.rows[3].against is None
     there, back = report.pairs["base", "better"], report.pairs["better", "base"]
     assert (back.low, back.high, back.p_value) == (-there.high, -there.low, there.p_value)
-    assert len(turned.as_dict()["pairs"]) == 30
+    assert len(turned.as_dict()["pairs"]) == 42
     assert "base against better is worse" in turned.as_markdown()
     with pytest.raises(SpecError, match="--against nope: no finished run of it; there are base, same"):
         make_report(experiment, results, against="nope")
