@@ -1,7 +1,7 @@
 """The space of a joint search: bits and rank for groups of layers, what a choice weighs, and the one-shot solution.
 
-A module's bytes are those of its quantized weight with scales, and of its adapter's parameters in float32, which is what
-serving holds; a file in mlx-lm's format pads every module to the adapter's largest rank. No MLX here.
+A module's bytes are those of its quantized weight with scales, and of its adapter's parameters in float32, which is
+what serving holds; a file in mlx-lm's format pads every module to the adapter's largest rank. No MLX here.
 """
 
 from __future__ import annotations
