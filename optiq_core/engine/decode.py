@@ -4,19 +4,22 @@ What a step costs: SmolLM2-135M in dense float32, 16 rows without adapters, two 
 one CPU thread by sampled stacks (``perf``). With mlx-lm's modules as they are (about 106 ms a step) 21 % packs weights
 for OpenBLAS, 12 % multiplies them, 20 % waits for OpenBLAS's second thread, 26 % is ``exp`` (SwiGLU, the normalisation
 over the vocabulary, softmax), 5 % attention's products; the rest is copies, element-wise kernels and their dispatch.
-With blocked weights, no normalisation and SwiGLU without ``exp`` (about 60 to 70 ms) 55 % multiplies weights, which now
-come at what one core reads, 5 % is attention's products, 10 % ``exp``, 5 % copies. Building and dispatching the graph,
-some 3,700 primitives, takes the Python thread about 0.45 of that time, on the other core.
+With blocked weights, no normalisation and SwiGLU without ``exp`` 55 % multiplies weights, at what one core reads, and
+10 % is the softmax's ``exp``, of which `base.attention` takes the most (100 tokens of context: 96 ms of CPU time with
+MLX's attention, 71 with ours, on one core of a busy machine). Building and dispatching the graph, some 3,700
+primitives, takes the Python thread about 0.45 of that time, on the other core.
 
-Rank-8 adapters on all linear modules add 10 MB a row to the 540 MB of weights that a step reads: 156 MB for 16 rows, at
-13 to 16 GB/s of one core. Steps in turn in one process, medians of 22, two cores: bare 67 ms; such adapters gathered by
-pages 89, by segments on the same stream 95, on a second stream 93. The second core gains little: both read the same
-memory and wait for one another some 300 times a step. Ranks 4, 8, 16, 64 with a quarter of DoRA add 450 MB, almost the
-base again: by pages 140, by segments 107, on a second stream 103. Padding to pages and the sum over a row's pages are
-what segments save there.
+What adapters add is their bytes. Rank 8 on all linear modules is 9.8 MB a row, 156 MB for 16 rows beside the 540 MB of
+weights that a step reads, and 13 to 16 GB/s is what one core reads: 10 to 12 ms of a step whose base takes 56, so no
+more than about 0.84 of the base's speed; q and v alone are 29 MB, about 0.96; ranks 4, 8, 16, 64 with a quarter of DoRA
+450 MB, almost the base again, about 0.65. CPU time of MLX's threads, steps in turn on a busy machine: bare 56 ms, q and
+v 57, all 69 to 70 by any of the ways, mixed ranks 84 to 85: nothing of note is left beside the bytes. By the clock of a
+quiet one, before attention was cheaper: bare 67; all by pages 89, by segments 95, on a second stream 93; mixed ranks
+140, 107, 103. Padding to pages and the sum over a row's pages are what segments save there. The second core gains
+little: both read the same memory and wait for one another some 300 times a step.
 
-What a chunk of a prompt costs: 32 tokens 105 ms, 128 tokens 333 ms; behind 2,000 tokens 441 and 1,144 ms, because the
-softmax of every layer and head takes an ``exp`` of 18 ns for each pair of tokens.
+What a chunk of a prompt costs, CPU time on one core: 32 tokens 131 ms, 128 tokens 303 ms; behind 2,000 tokens 211 and
+796 ms (with MLX's attention 513 and 1,237): 6 ns for each pair of tokens, head and layer, two of them its ``exp``.
 """
 
 from __future__ import annotations
