@@ -120,3 +120,21 @@ async def test_only_lines_that_changed_are_painted_again(monkeypatch: pytest.Mon
         await pilot.press("down")
         await pilot.pause()
         assert painted == [1, 2]
+
+
+async def test_at_the_top_new_rows_come_into_sight_and_further_down_nothing_moves() -> None:
+    app = Host()
+    async with app.run_test(size=(40, 10)) as pilot:
+        table: Table[Row] = app.query_one(Table)
+        table.show([(f"row-{n:03d}", n) for n in range(50)])
+        table.focus()
+        await pilot.pause()
+        table.show([("a-new", 0), *table.rows])
+        await pilot.pause()
+        assert "a-new" in lines(table)[1] and table.selected == ("row-000", 0)
+        await pilot.press("end", "up")
+        await pilot.pause()
+        before = lines(table)
+        table.show([("a-newer", 0), *table.rows])
+        await pilot.pause()
+        assert lines(table) == before and table.selected == ("row-048", 48)

@@ -151,16 +151,22 @@ class Table(ScrollView, Generic[R], can_focus=True):
     def show(self, rows: Sequence[R]) -> None:
         """Show these rows; the cursor stays on its row if that is still there."""
         at_top = self._log and self._cursor == 0
-        before = self.selected
+        before, follows = self.selected, False
         self._given = rows
         self._order()
         if before is not None and not at_top:
             found = self._index.get(self._key(before))
             if found is not None and found != self._cursor:
-                self.scroll_to(y=self.scroll_offset.y + found - self._cursor, animate=False)
+                # At the top, new rows above come into sight; further down, what is read stays in its place.
+                if self.scroll_offset.y:
+                    self.scroll_to(y=self.scroll_offset.y + found - self._cursor, animate=False)
+                else:
+                    follows = True
                 self._cursor = found
         self._cursor = max(0, min(self._cursor, len(rows) - 1))
         self._resized()
+        if follows:
+            self._show_cursor()
         if self.selected is not before:
             self.post_message(self.Highlighted(self, self.selected))
 
