@@ -37,6 +37,18 @@ if TYPE_CHECKING:
         Unavailable,
         Violation,
     )
+    from optiq_client.generation_events import (
+        BatchStats,
+        Chunk,
+        Finished,
+        GenerationEvent,
+        Queued,
+        ServedAdapter,
+        Started,
+        Timings,
+        TokenLogprob,
+        Usage,
+    )
     from optiq_client.jobs import JobGateResult, JobPublication, JobSchedule, JobWait
     from optiq_client.routing import Route, RouteCount, RouteDecision, RouteTrial, ShadowAnswer
     from optiq_client.states import (
@@ -56,28 +68,18 @@ if TYPE_CHECKING:
         AdapterModule,
         AdapterVersion,
         Base,
-        BatchStats,
-        Chunk,
         Device,
         Engine,
         Event,
-        Finished,
-        GenerationEvent,
         Job,
         JobUpdate,
         LiveRequest,
         Progress,
         QuarantineReason,
-        Queued,
-        ServedAdapter,
-        Started,
         Status,
-        Timings,
-        TokenLogprob,
         TrainingAdvice,
         TrainingConfig,
         TrainingPlan,
-        Usage,
     )
 
 _HOME = {
@@ -96,6 +98,18 @@ _HOME = {
     "chat": ("Message", "Tool", "ToolCall"),
     "client": ("Client", "Generation", "Stream"),
     "credentials": ("CredentialsError", "Tls"),
+    "generation_events": (
+        "BatchStats",
+        "Chunk",
+        "Finished",
+        "GenerationEvent",
+        "Queued",
+        "ServedAdapter",
+        "Started",
+        "Timings",
+        "TokenLogprob",
+        "Usage",
+    ),
     "jobs": ("JobGateResult", "JobPublication", "JobSchedule", "JobWait"),
     "routing": ("Route", "RouteCount", "RouteDecision", "RouteTrial", "ShadowAnswer"),
     "tenancy": ("Tenant", "TenantLoad", "TenantQuotas", "TenantRole", "TenantToken", "TenantUsage"),

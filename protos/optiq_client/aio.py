@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 
 from optiq_client import calls, states
+from optiq_client import generation_events as g
 from optiq_client import types as t
 from optiq_client.aio_resources import AsyncAdapters, AsyncEvents, AsyncRuntime
 from optiq_client.channel import DEFAULT_TIMEOUT
@@ -89,11 +90,11 @@ class AsyncGeneration(GenerationState):
     ``started``, ``finished``, ``text`` and ``token_ids`` fill while it is read.
     """
 
-    def __init__(self, stream: AsyncStream[t.GenerationEvent | None]) -> None:
+    def __init__(self, stream: AsyncStream[g.GenerationEvent | None]) -> None:
         super().__init__()
         self._stream = stream
 
-    async def events(self) -> AsyncIterator[t.GenerationEvent]:
+    async def events(self) -> AsyncIterator[g.GenerationEvent]:
         """Every event as it arrives: Queued, Started, Chunk, Finished."""
         async for event in self._stream:
             if event is not None:
@@ -102,7 +103,7 @@ class AsyncGeneration(GenerationState):
 
     async def __aiter__(self) -> AsyncIterator[str]:
         async for event in self.events():
-            if isinstance(event, t.Chunk) and event.text:
+            if isinstance(event, g.Chunk) and event.text:
                 yield event.text
 
     async def read(self) -> str:

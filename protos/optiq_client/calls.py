@@ -13,6 +13,7 @@ from google.protobuf.message import Message as Proto
 from grpc_health.v1 import health_pb2
 
 from optiq_client import chat, convert, states, transfer
+from optiq_client import generation_events as g
 from optiq_client import types as t
 from optiq_protos.v1 import adapter_pb2, event_pb2, generation_pb2, runtime_pb2
 
@@ -93,7 +94,7 @@ def generate(
     tools: Sequence[chat.Tool] = (),
     tool_choice: str = "",
     one_tool_call: bool = False,
-) -> Call[t.GenerationEvent | None]:
+) -> Call[g.GenerationEvent | None]:
     """GenerationService.Generate."""
     # Another tenant's keeps its full name: it may be shared. The request is still this tenant's.
     own = f"{tenant_name(tenant)}/adapters/"

@@ -20,6 +20,7 @@ from typing import Any, Generic, Self, TypeVar
 import grpc
 
 from optiq_client import calls, states
+from optiq_client import generation_events as g
 from optiq_client import types as t
 from optiq_client.channel import DEFAULT_TIMEOUT
 from optiq_client.chat import Tool
@@ -80,11 +81,11 @@ class Generation(GenerationState):
     ``started``, ``finished``, ``text`` and ``token_ids`` fill while it is read.
     """
 
-    def __init__(self, stream: Stream[t.GenerationEvent | None]) -> None:
+    def __init__(self, stream: Stream[g.GenerationEvent | None]) -> None:
         super().__init__()
         self._stream = stream
 
-    def events(self) -> Iterator[t.GenerationEvent]:
+    def events(self) -> Iterator[g.GenerationEvent]:
         """Every event as it arrives: Queued, Started, Chunk, Finished."""
         for event in self._stream:
             if event is not None:
@@ -92,7 +93,7 @@ class Generation(GenerationState):
                 yield event
 
     def __iter__(self) -> Iterator[str]:
-        return (e.text for e in self.events() if isinstance(e, t.Chunk) and e.text)
+        return (e.text for e in self.events() if isinstance(e, g.Chunk) and e.text)
 
     def read(self) -> str:
         """Wait for the end; all of the text."""

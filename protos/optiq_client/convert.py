@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from optiq_client import generation_events as g
 from optiq_client import states
 from optiq_client import types as t
 from optiq_client.chat import tool_call
@@ -31,23 +32,23 @@ def _optional_time(message: Any, name: str) -> datetime | None:
     return _time(getattr(message, name)) if message.HasField(name) else None
 
 
-def _logprob(told: generation_pb2.TokenLogprob) -> t.TokenLogprob:
-    top = tuple(t.TokenLogprob(one.id, one.text, one.logprob) for one in told.top)
-    return t.TokenLogprob(told.id, told.text, told.logprob, top)
+def _logprob(told: generation_pb2.TokenLogprob) -> g.TokenLogprob:
+    top = tuple(g.TokenLogprob(one.id, one.text, one.logprob) for one in told.top)
+    return g.TokenLogprob(told.id, told.text, told.logprob, top)
 
 
-def generation_event(response: generation_pb2.GenerateResponse) -> t.GenerationEvent | None:
+def generation_event(response: generation_pb2.GenerateResponse) -> g.GenerationEvent | None:
     """The event of one stream message; None for a kind that this client does not know."""
     kind = response.WhichOneof("event")
     if kind == "chunk":
         told = tuple(_logprob(one) for one in response.chunk.logprobs)
         calls = tuple(tool_call(call) for call in response.chunk.tool_calls)
-        return t.Chunk(response.chunk.text, tuple(response.chunk.token_ids), told, calls)
+        return g.Chunk(response.chunk.text, tuple(response.chunk.token_ids), told, calls)
     if kind == "queued":
-        return t.Queued(response.queued.position)
+        return g.Queued(response.queued.position)
     if kind == "started":
         s = response.started
-        return t.Started(
+        return g.Started(
             request_id=s.request_id,
             adapter=s.adapter,
             adapter_digest=s.adapter_digest,
@@ -60,11 +61,11 @@ def generation_event(response: generation_pb2.GenerateResponse) -> t.GenerationE
     if kind == "finished":
         f = response.finished
         u, m, b = f.usage, f.timings, f.batch
-        return t.Finished(
+        return g.Finished(
             reason=_enum(states.FinishReason, generation_pb2.FinishReason, f.reason, "FINISH_REASON_"),
-            usage=t.Usage(u.prompt_tokens, u.completion_tokens, u.cached_tokens),
-            timings=t.Timings(m.queue_ms, m.prefill_ms, m.time_to_first_token_ms, m.decode_ms, m.tokens_per_second),
-            batch=t.BatchStats(b.max_rows, b.max_adapters, b.steps),
+            usage=g.Usage(u.prompt_tokens, u.completion_tokens, u.cached_tokens),
+            timings=g.Timings(m.queue_ms, m.prefill_ms, m.time_to_first_token_ms, m.decode_ms, m.tokens_per_second),
+            batch=g.BatchStats(b.max_rows, b.max_adapters, b.steps),
         )
     return None
 
@@ -229,5 +230,5 @@ def _live_request(m: runtime_pb2.LiveRequest) -> t.LiveRequest:
     )
 
 
-def _served(parts: Iterable[generation_pb2.ServedAdapter]) -> tuple[t.ServedAdapter, ...]:
-    return tuple(t.ServedAdapter(part.name, part.digest, part.weight) for part in parts)
+def _served(parts: Iterable[generation_pb2.ServedAdapter]) -> tuple[g.ServedAdapter, ...]:
+    return tuple(g.ServedAdapter(part.name, part.digest, part.weight) for part in parts)

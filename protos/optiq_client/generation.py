@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from optiq_client.chat import ToolCall
-from optiq_client.types import Chunk, Finished, GenerationEvent, Queued, Started
+from optiq_client.generation_events import Chunk, Finished, GenerationEvent, Queued, Started
 
 
 class GenerationState:

@@ -12,11 +12,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
 from optiq_client import Client, DeadlineExceeded, NotFound
+
+if TYPE_CHECKING:
+    import anthropic
+    import openai
 
 T = TypeVar("T")
 
@@ -29,6 +33,11 @@ class Daemon:
         self.drop = self.home / "adapters" / "default"
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Of its gateway, if it was given a port."""
+        return f"http://127.0.0.1:{self.options[self.options.index('--port') + 1]}"
 
     def start(self, *, wait: bool = True) -> Client:
         """Start it; again after it ended is fine."""
@@ -127,6 +136,24 @@ def client(daemon: Daemon) -> Iterator[Client]:
     with Client(home=daemon.home) as made:
         made.wait_ready(120)
         yield made
+
+
+@pytest.fixture
+def gpt(url: str) -> Iterator[openai.OpenAI]:
+    """OpenAI's client of the gateway that a module's own fixture `url` names."""
+    import openai
+
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def claude(url: str) -> Iterator[anthropic.Anthropic]:
+    """Anthropic's client of the same gateway."""
+    import anthropic
+
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture

@@ -41,24 +41,12 @@ def gateway() -> Iterator[Daemon]:
 
 @pytest.fixture
 def url(gateway: Daemon) -> str:
-    return f"http://127.0.0.1:{gateway.options[gateway.options.index('--port') + 1]}"
+    return gateway.url
 
 
 @pytest.fixture
 def grpc_client(gateway: Daemon) -> Iterator[Client]:
     with Client(home=gateway.home) as client:
-        yield client
-
-
-@pytest.fixture
-def gpt(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def claude(url: str) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
         yield client
 
 

@@ -56,24 +56,12 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture
 def url(daemon: Daemon) -> str:
-    return f"http://127.0.0.1:{daemon.options[daemon.options.index('--port') + 1]}"
+    return daemon.url
 
 
 @pytest.fixture
 def model(gpt: openai.OpenAI) -> str:
     return next(iter(gpt.models.list())).id
-
-
-@pytest.fixture
-def gpt(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def claude(url: str) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
-        yield client
 
 
 def check_city(arguments: dict) -> None:
