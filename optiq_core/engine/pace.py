@@ -18,8 +18,8 @@ _LONGEST_S = 0.3
 _SHORTEST_S = 0.05
 # Before anything is known.
 _FIRST = 32
-# A prompt moves on, whatever the chunks cost: so many tokens cost hardly more than one.
-_SMALLEST = 8
+# A prompt moves on, whatever the chunks cost: so many tokens cost less than twice what one does.
+_SMALLEST = 16
 # Weight of a new measurement.
 _NEW = 0.3
 # What older chunks still count, per chunk.

@@ -189,7 +189,7 @@ def test_the_pace_follows_the_measured_cost() -> None:
         assert 0.27 < taken < 0.33, f"three decode steps behind {context} tokens"
         assert 0.54 < cost(pace.chunk(context, urgent=True, decoding=True), context) < 0.66, "six"
     assert 0.27 < cost(pace.chunk(decoding=False), 0) < 0.33, "0.3 s: newcomers do not wait longer"
-    assert pace.chunk(1_000_000, decoding=True) == 8, "a prompt moves on, whatever it costs"
+    assert pace.chunk(1_000_000, decoding=True) == 16, "a prompt moves on, whatever it costs"
     assert Pace(4).chunk(decoding=True) == 4
 
 
@@ -202,7 +202,7 @@ def test_whatever_was_measured_a_chunk_has_a_size(measured: list[tuple[float, in
     for seconds, tokens, before in measured:
         pace.observe(seconds / 2, prompt_tokens=0, decoding=True)
         pace.observe(seconds, prompt_tokens=tokens, context=before, decoding=True)
-    assert 8 <= pace.chunk(context, decoding=True) <= pace.chunk(context, urgent=True, decoding=True) <= 512
+    assert 16 <= pace.chunk(context, decoding=True) <= pace.chunk(context, urgent=True, decoding=True) <= 512
     assert pace.chunk(context + 1000, decoding=True) <= pace.chunk(context, decoding=True)
 
 
