@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import optuna
@@ -29,13 +29,15 @@ from optuna.trial import Trial as Asked
 from optuna.trial import TrialState
 
 from optiq_core.experiments.grid import GridProgress, run_grid
-from optiq_core.experiments.lab import Lab
 from optiq_core.experiments.report import Report, make_report
 from optiq_core.experiments.search_report import SearchResult, Trial
 from optiq_core.experiments.space import Assignment, SearchError, Space
 from optiq_core.experiments.spec import BaseSpec, Configuration, Experiment
 from optiq_core.files import write_atomically
 from optiq_core.quant.partial import content_digest
+
+if TYPE_CHECKING:
+    from optiq_core.experiments.lab import Lab
 
 ONE_SHOT = "one-shot"
 _SEARCH_FILE = "search.json"
@@ -81,6 +83,12 @@ def search(
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, experiment, base)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    from optiq_core.base import setup_device
+
+    # Before anything imports mlx: afterwards it keeps the slow BLAS that it came with.
+    setup_device()
+    from optiq_core.experiments.lab import Lab
+
     lab = Lab(base, experiment, folder / "work")
     space = lab.space(lambda share, what: on_progress(SearchProgress("measuring", round(100 * share), 100, what)))
     plain = _one_shot(space, experiment, lab.protected)

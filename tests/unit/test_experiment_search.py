@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -133,3 +135,9 @@ def test_settings_of_a_search_that_make_no_sense_are_named() -> None:
     with pytest.raises(SpecError, match=r"search.finalists: must be at least 1, is 0"):
         load_experiment("logic").with_search(finalists=0)
     assert CliRunner().invoke(experiment, ["search", "-o", "out"]).exit_code == 2
+
+
+def test_mlx_is_not_loaded_before_the_device_is_set_up() -> None:
+    """On a CPU mlx would keep the slow BLAS that it came with."""
+    code = "import sys, optiq_core.experiments.search; sys.exit('mlx.core' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
