@@ -93,6 +93,9 @@ def compare(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]], *
     drawn = np.stack([_resampled_means(run, runs.shape, rng) for run in gains])
     means = np.take_along_axis(drawn, runs[None], axis=0)[0].mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
+    if not discordant:
+        # A bootstrap of nothing but ties has no width; the rule of three bounds what so many ties exclude.
+        low, high = -min(1.0, 3 / len(pooled)), min(1.0, 3 / len(pooled))
     return Comparison(float(pooled.mean()), float(low), float(high), only_first, only_second, p_value)
 
 
