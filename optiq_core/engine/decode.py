@@ -13,7 +13,7 @@ What adapters add is their bytes. Rank 8 on all linear modules is 9.8 MB a row, 
 weights that a step reads, and 13 to 16 GB/s is what one core reads: 10 to 12 ms of a step whose base takes 56, so no
 more than about 0.84 of the base's speed; q and v alone are 29 MB, about 0.96; ranks 4, 8, 16, 64 with a quarter of DoRA
 450 MB, almost the base again, about 0.65. CPU time of MLX's threads, steps in turn on a busy machine: bare 56 ms, q and
-v 57, all 69 to 70 by any of the ways, mixed ranks 84 to 85: nothing of note is left beside the bytes. By the clock of a
+v 57, all 69 to 70 by any of the ways, mixed ranks 84 to 85: about what the bytes allow. By the clock of a
 quiet one, before attention was cheaper: bare 67; all by pages 89, by segments 95, on a second stream 93; mixed ranks
 140, 107, 103. Padding to pages and the sum over a row's pages are what segments save there. The second core gains
 little: both read the same memory and wait for one another some 300 times a step.

@@ -225,11 +225,23 @@ def _train(folder: Path, spec: RunSpec, base: LoadedBase, report: Callable[[dict
             on_event=on_event,
             overwrite=True,
         )
+    if config.rank_scaling == "adalora":
+        found["parameters"] = _left_by_pruning(base.model, folder / "adapter")
     found["train_seconds"] = time.perf_counter() - began
     found["tokens_per_second"] = sum(rates) / len(rates) if rates else 0.0
     found["peak_memory_bytes"] = mx.get_peak_memory()
     found["adapter_bytes"] = sum(file.stat().st_size for file in (folder / "adapter").glob("*.safetensors"))
     return found
+
+
+def _left_by_pruning(model: Any, adapter: Path) -> int:
+    """Parameters of the ranks that an adapter ended with; training began with more."""
+    from optiq_core.adapters.kinds import linear_dims
+    from optiq_core.adapters.lora_config import read_lora_config
+
+    modules = dict(model.named_modules())
+    ranks = read_lora_config(adapter).ranks
+    return sum(rank * sum(linear_dims(modules[path].linear)) for path, rank in ranks.items())
 
 
 def answer(base: LoadedBase, items: Sequence[Item], adapter: Path | None, spec: RunSpec) -> list[str]:

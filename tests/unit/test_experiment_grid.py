@@ -103,6 +103,10 @@ train = {{ method = "qalora" }}
 name = "loftq"
 base = "loaded"
 train = {{ init = "loftq" }}
+[[configurations]]
+name = "pruned"
+base = "four"
+train = {{ rank_scaling = "adalora", iters = 10 }}
 """
 
 
@@ -114,10 +118,12 @@ def test_bits_by_rule_a_merge_and_a_base_quantized_at_load(
     grid.write_text(PRECISIONS.format(items=tmp_path / "items.jsonl", base=base))
     ran = optiq_experiment("run", grid, "-o", tmp_path / "out", "--json")
     assert ran.exit_code == 0, ran.output
-    merged, loftq = json.loads(ran.stdout)["rows"]
+    merged, loftq, pruned = json.loads(ran.stdout)["rows"]
     # QA-LoRA's change is one number for each group: nothing of it is lost in the merge.
     assert merged["merged_cosine"] == pytest.approx(1, abs=1e-4)
     assert loftq["merged_cosine"] is None
+    # AdaLoRA begins with half as many again, and counts what it ends with.
+    assert 0 < pruned["parameters"] <= loftq["parameters"]
     assert merged["perplexity"] > 1 and loftq["perplexity"] > 1
     whole = sum(file.stat().st_size for file in base.glob("*.safetensors"))
     assert merged["base_bytes"] < whole / 4
