@@ -185,7 +185,7 @@ def eventually(look: Callable[[], T], timeout: float = 20.0, *, every: float = 0
         time.sleep(every)
 
 
-def gone(look: Callable[[], object], timeout: float = 5.0) -> bool:
+def gone(look: Callable[[], object], timeout: float = 30.0) -> bool:
     """Whether `look` comes to raise NotFound."""
     until = time.monotonic() + timeout
     while time.monotonic() < until:

@@ -28,6 +28,7 @@ ELSEWHERE = {
         "lora ranks",
         "lora export",
         "experiment run",
+        "experiment search",
     ),
     *("experiment report", "service install", "service uninstall", "completion"),
 }
