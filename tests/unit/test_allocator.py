@@ -9,10 +9,9 @@ import sys
 import pytest
 
 _WORK = """
-import resource, sys
-if sys.argv[1] == "kept":
-    from optiq_core.base.allocator import keep_freed_memory
-    assert keep_freed_memory()
+import resource
+from optiq_core.base.allocator import keep_freed_memory
+assert keep_freed_memory()
 import mlx.core as mx
 mx.set_default_device(mx.cpu)
 x = mx.ones((6 << 20,))
@@ -31,10 +30,6 @@ print(faults() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_buffers_that_come_and_go_are_not_mapped_anew() -> None:
-    def faults(how: str) -> int:
-        return int(
-            subprocess.run([sys.executable, "-c", _WORK, how], check=True, capture_output=True, text=True).stdout
-        )
-
-    # 32 buffers of 24 MB, 6,144 pages each.
-    assert faults("kept") < faults("as it is") / 4
+    # 32 buffers of 24 MB, 6,144 pages each. What malloc does by itself depends on the order in which they were freed.
+    done = subprocess.run([sys.executable, "-c", _WORK], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 6144
