@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from optiq_daemon.engine_link import EngineLink
-from optiq_daemon.errors import UnavailableError, from_engine
+from optiq_daemon.errors import engine_lost, from_engine
 from optiq_daemon.interceptor import MAX_REQUEST_BYTES
 from optiq_daemon.tasks import was_cancelled
 from optiq_protos.internal.v1 import engine_pb2, engine_pb2_grpc
@@ -116,4 +116,4 @@ def _closing_is_loss() -> Iterator[None]:
     except asyncio.CancelledError:
         if was_cancelled():
             raise
-        raise UnavailableError("the engine process ended; it is being restarted", reason="ENGINE_LOST") from None
+        raise engine_lost() from None

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 
 from google.rpc import status_pb2
 
-from optiq_daemon.errors import UnavailableError, from_engine_status
+from optiq_daemon.errors import engine_lost, from_engine_status
 from optiq_daemon.frames import FrameReader, frame
 from optiq_protos.internal.v1 import engine_pb2
 from optiq_protos.v1 import generation_pb2
@@ -86,7 +86,7 @@ class EngineLink(asyncio.Protocol):
 
     def _send(self, message: engine_pb2.StreamRequest) -> None:
         if self._transport is None:
-            raise _lost()
+            raise engine_lost()
         self._transport.write(frame(message.SerializeToString()))
 
 
@@ -117,7 +117,7 @@ class _Row:
         while (response := self.take()) is None:
             if self._is_lost:
                 self.over = True
-                raise _lost()
+                raise engine_lost()
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting
         return response
@@ -141,7 +141,3 @@ class _Row:
             text = chunk.text + more.text
             chunk.MergeFrom(more)
             chunk.text = text
-
-
-def _lost() -> UnavailableError:
-    return UnavailableError("the engine process ended; it is being restarted", reason="ENGINE_LOST")

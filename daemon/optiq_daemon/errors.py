@@ -208,6 +208,11 @@ def from_engine(error: grpc.aio.AioRpcError) -> RequestError:
     return from_engine_status(status)
 
 
+def engine_lost() -> UnavailableError:
+    """What a request is told whose engine process ended."""
+    return UnavailableError("the engine process ended; it is being restarted", reason="ENGINE_LOST")
+
+
 def from_engine_status(status: status_pb2.Status) -> RequestError:
     """As :func:`from_engine`, of a status that came by itself."""
     code, text = status.code, status.message
@@ -223,8 +228,7 @@ def from_engine_status(status: status_pb2.Status) -> RequestError:
         if info.reason:
             return UnavailableError(text, **facts)
         slow = code == code_pb2.DEADLINE_EXCEEDED
-        what = "did not answer in time" if slow else "process ended; it is being restarted"
-        return UnavailableError(f"the engine {what}", reason="ENGINE_SLOW" if slow else "ENGINE_LOST")
+        return UnavailableError("the engine did not answer in time", reason="ENGINE_SLOW") if slow else engine_lost()
     name = code_pb2.Code.Name(code)
     error_id = secrets.token_hex(6)
     log.error("unexpected error id=%s in the engine: %s %s", error_id, name, text)

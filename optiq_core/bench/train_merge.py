@@ -14,13 +14,13 @@ from mlx.utils import tree_unflatten
 from optiq_core.adapters.tensors import base_weight
 from optiq_core.base.metadata import ModuleBits
 from optiq_core.experiments.tasks import DIGITS, write_data
-from optiq_core.train.batches import sequential
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.data import TrainingData, load_data
 from optiq_core.train.layers import exported_tensors
-from optiq_core.train.loss import full_loss, number, to_inputs
+from optiq_core.train.loss import full_loss
 from optiq_core.train.quantized import FLOAT_BITS, rounded
 from optiq_core.train.trainer import train
+from optiq_core.train.validation import mean_loss
 
 _FOUR = ModuleBits(4, 64, "affine")
 _BATCH = 8
@@ -96,8 +96,4 @@ def _losses(base: Any, config: TrainConfig, folder: Path) -> dict[str, Any]:
 
 def _validation(model: Any, data: TrainingData) -> float:
     """Mean loss per answer token over the held-out items."""
-    total, tokens = 0.0, 0.0
-    for batch in sequential(data.valid.examples, batch_size=_BATCH, limit=64):
-        value, count = full_loss(model, to_inputs(batch))
-        total, tokens = total + number(value) * number(count), tokens + number(count)
-    return total / tokens
+    return mean_loss(model, full_loss, data.valid.examples[: _BATCH * 64], rows=_BATCH)[0]

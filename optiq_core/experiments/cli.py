@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from optiq_core.errors import OptiqError
+from optiq_core.experiments import report_experiment, run_experiment, search_experiment
 
 if TYPE_CHECKING:
     from optiq_core.experiments.grid import GridProgress
@@ -42,12 +43,7 @@ def run(file: Path | None, preset: str | None, output: Path, as_json: bool) -> N
     """Run the grid in FILE (TOML), or a preset; finished runs are kept."""
     chosen = _chosen(file, preset)
     try:
-        from optiq_core.experiments.bases import Bases
-        from optiq_core.experiments.grid import run_grid
-
-        bases = Bases(chosen, progress=lambda text: click.echo(text, err=True))
-        run_grid(chosen, output, locate_base=bases.locate, on_progress=_Narrator().show)
-        _print(_report(output), as_json)
+        _print(run_experiment(chosen, output, on_progress=_Narrator().show, say=_say), as_json)
     except OptiqError as error:
         raise click.ClickException(str(error)) from error
 
@@ -74,15 +70,12 @@ def search(*, file: Path | None, preset: str | None, output: Path, as_json: bool
     """
     chosen = _chosen(file, preset)
     try:
-        try:
-            from optiq_core.experiments.bases import Bases
-            from optiq_core.experiments.search import search as run_search
-        except ModuleNotFoundError as error:
-            raise click.ClickException(_EXTRA) from error
         given = {name: value for name, value in settings.items() if value is not None}
-        chosen = chosen.with_search(**given)
-        bases = Bases(chosen, progress=lambda text: click.echo(text, err=True))
-        found = run_search(chosen, output, locate_base=bases.locate, on_progress=_Narrator().show_search)
+        found = search_experiment(chosen, output, on_progress=_Narrator().show_search, say=_say, **given)
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise click.ClickException(_EXTRA) from error
     except OptiqError as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_markdown(), nl=as_json)
@@ -109,7 +102,7 @@ def report(*, folder: Path, plots: Path | None, against: str, margin: float, cha
     if chart and as_json:
         raise click.UsageError("--chart and --json: give one of them")
     try:
-        found = _report(folder, against, margin)
+        found = report_experiment(folder, against=against, margin=margin)
     except (OptiqError, ValueError) as error:
         raise click.ClickException(f"{folder}: {error}") from error
     _print(found, as_json)
@@ -140,11 +133,8 @@ def _chosen(file: Path | None, preset: str | None) -> Experiment:
         raise click.ClickException(str(error)) from error
 
 
-def _report(folder: Path, against: str = "", margin: float = 0.05) -> Report:
-    from optiq_core.experiments.grid import read_grid
-    from optiq_core.experiments.report import make_report
-
-    return make_report(*read_grid(folder), against=against, margin=margin)
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def _print(found: Report, as_json: bool) -> None:
