@@ -229,7 +229,7 @@ def test_adapters_share_a_batch_and_cancelled_requests_leave_nothing(daemon: Dae
     most: list[int] = []
 
     def ask(name: str) -> None:
-        for event in client.generate(PROMPT, adapter=name, max_tokens=24).events():
+        for event in client.generate(PROMPT, adapter=name, max_tokens=64).events():
             if isinstance(event, Finished):
                 most.append(event.batch.max_adapters)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import pytest
 from optiq_core.adapters.bank import BASE, active
 from optiq_core.base import LoadedBase, load_base, resolve_base
 from optiq_core.engine.engine import Engine
-from optiq_core.engine.types import EngineRequest, Event, Failed, Finished, Tokens
+from optiq_core.engine.types import EngineRequest
+from tests.unit.engine_run import Run
 from tests.unit.tiny import write_mlx_adapter
 
 RANKS = [1, 2, 4, 8, 12, 16, 24, 64]
@@ -56,23 +56,6 @@ def prompt_ids(base: LoadedBase, text: str) -> tuple[int, ...]:
     return tuple(base.tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True))
 
 
-def submit(engine: Engine, request: EngineRequest) -> queue.Queue[Event]:
-    events: queue.Queue[Event] = queue.Queue()
-    engine.submit(request, events.put).result()
-    return events
-
-
-def collect(events: queue.Queue[Event]) -> tuple[list[int], Finished]:
-    ids: list[int] = []
-    while True:
-        event = events.get(timeout=120)
-        assert not isinstance(event, Failed), event
-        if isinstance(event, Tokens):
-            ids += event.ids
-        if isinstance(event, Finished):
-            return ids, event
-
-
 def last_logits(engine: Engine, base: LoadedBase, digests: list[str], ids: list[int]) -> mx.array:
     """Logits of the next token, a row for each adapter ("" for the base), without a cache.
 
@@ -97,11 +80,14 @@ def test_eight_adapters_decode_together_as_they_do_alone(engine: Engine, base: L
         EngineRequest(f"{digest}-{i}", prompt_ids(base, PROMPTS[i]), 12, adapter=digest)
         for i, digest in enumerate(f"r{rank}" for rank in RANKS)
     ]
-    alone = [collect(submit(engine, request))[0] for request in requests]
-    running = [submit(engine, request) for request in requests]
-    together = [collect(events) for events in running]
-    assert max(finished.max_adapters for _, finished in together) >= 6
-    for request, single, (mixed, _) in zip(requests, alone, together, strict=True):
+    alone = []
+    for request in requests:
+        run = Run(engine, request)
+        run.wait()
+        alone.append(run.ids)
+    together = Run.together(engine, requests)
+    assert max(run.wait().max_adapters for run in together) >= 6
+    for request, single, mixed in zip(requests, alone, (run.ids for run in together), strict=True):
         if mixed == single:
             continue
         at = next(i for i, pair in enumerate(zip(single, mixed, strict=False)) if pair[0] != pair[1])

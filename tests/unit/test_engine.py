@@ -67,7 +67,8 @@ def test_eight_adapters_in_one_batch_give_the_tokens_of_each_alone(engine: Engin
         run = Run(engine, request(digest, prompt, adapter=digest))
         run.wait()
         alone[digest] = run.ids
-    together = {d: Run(engine, request(d, p, adapter=d)) for d, p in prompts.items()}
+    runs = Run.together(engine, [request(d, p, adapter=d) for d, p in prompts.items()])
+    together = dict(zip(prompts, runs, strict=True))
     finished = {d: run.wait() for d, run in together.items()}
     assert {d: run.ids for d, run in together.items()} == alone
     assert len({tuple(ids) for ids in alone.values()}) > 4, "the adapters must differ for this to mean anything"

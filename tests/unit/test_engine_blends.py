@@ -65,7 +65,7 @@ def test_blends_in_one_batch_equal_the_sum_of_their_deltas(
         blended("drawn", ("a", 0.5), ("c", 0.5), sampling=Sampling(temperature=1.2, seed=7)),
         request("base", PROMPT),
     ]
-    runs = [Run(engine, one) for one in wanted]
+    runs = Run.together(engine, wanted)
     finished = [run.wait() for run in runs]
     for one, run in zip(wanted, runs, strict=True):
         parts = [(deltas[name], weight * one.factor) for name, weight in one.blend]
