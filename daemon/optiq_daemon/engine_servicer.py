@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optiq_core.heap import freeze_heap
 from optiq_daemon import errors
 from optiq_daemon.engine_stream import RequestReader, StepWriter
 from optiq_protos.internal.v1 import engine_pb2 as pb
@@ -99,6 +100,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             prefix_cache_bytes=self._settings.prefix_cache_mb * MB,
         )
         engine.start()
+        freeze_heap()
         return base, engine
 
     def _plan_caches(self, base: LoadedBase) -> CachePlan:

@@ -25,6 +25,7 @@ from grpc_reflection.v1alpha import reflection
 
 from optiq_client import paths
 from optiq_core.errors import OptiqError
+from optiq_core.heap import freeze_heap
 from optiq_daemon.app import VERSION, App
 from optiq_daemon.config import ConfigError, Configuration, Settings, bind_address, http_is_public, is_public
 from optiq_daemon.gateway.server import HttpServer
@@ -151,6 +152,7 @@ async def _serve(settings: Settings, mounts: dict[AdapterKey, Path]) -> str:
         if http is not None:
             http.start()
             log.info("HTTP on %s", http.url)
+        freeze_heap()
         log.info("listening on %s, home %s, model %s", address, settings.home, settings.model)
         follow = asyncio.create_task(_follow_engine(app, health), name="health")
         stop = asyncio.create_task(stopping.wait(), name="signals")

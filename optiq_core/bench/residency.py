@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ..errors import OptiqError
+from ..heap import freeze_heap
 from .harness import describe_run, emit, median_ratio, narrate, paired, percentile
 
 _USED = 8
@@ -57,6 +58,7 @@ def run(
     base = load_base(resolve_base(model, progress=narrate))
     engine = Engine(base, max_batch=_USED)
     engine.start()
+    freeze_heap()
     mounts: list[float] = []
     names = [f"adapter-{i}" for i in range(adapters)]
     prompts = [prompt_ids(base, i) for i in range(_USED)]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import click
 
 from ..errors import OptiqError
+from ..heap import freeze_heap
 from .harness import describe_run, emit, narrate, percentile
 
 _STREAMS = 4
@@ -67,6 +68,7 @@ def run(
     base = load_base(resolve_base(model, progress=narrate))
     engine = Engine(base, max_batch=_STREAMS + 1)
     engine.start()
+    freeze_heap()
     spans: dict[str, list[Span]] = {"warm": [], "cold": [], "mount": [], "quiet": [], "prompt": []}
     # Adapters are read on a thread of their own, as in the engine process.
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as loader:

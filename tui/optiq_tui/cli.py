@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 
@@ -70,6 +71,9 @@ def tui(
         raise click.ClickException(
             f"there is no theme {settings.theme!r}; optiq and optiq-light are ours, the command palette has them all"
         ) from None
+    # A full collection looks at all of the library's objects while keys wait: they are here for good.
+    gc.collect()
+    gc.freeze()
     app.run()
 
 

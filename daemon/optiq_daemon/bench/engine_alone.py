@@ -15,6 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from optiq_core.heap import freeze_heap
 from optiq_daemon.bench.load import Run
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def main() -> None:
     base = load_base(resolve_base(settings.model))
     engine = Engine(base, max_batch=settings.max_batch)
     engine.start()
+    freeze_heap()
     print(json.dumps(describe(base)), flush=True)
     for line in sys.stdin:
         wanted = json.loads(line)
