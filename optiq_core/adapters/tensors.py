@@ -8,7 +8,7 @@ same form with one more vector. So a per-request factor on everything that is ad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,6 @@ from .manifest import AdapterManifest, ModuleDelta
 _SAME_WEIGHT = 0.01
 # Products of two such values with any activation are finite in float32.
 _LARGEST = 1e12
-# Modules that are read and checked at once.
-_SLICE = 8
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,7 @@ class DeltaTensors:
 
 
 def load_tensors(
-    folder: Path,
-    manifest: AdapterManifest,
-    modules: dict[str, nn.Module],
-    dtype: mx.Dtype,
-    *,
-    between: Callable[[], None] = lambda: None,
+    folder: Path, manifest: AdapterManifest, modules: dict[str, nn.Module], dtype: mx.Dtype
 ) -> dict[str, DeltaTensors]:
     """Read, check and evaluate an adapter's tensors; safe to call beside a running engine.
 
@@ -59,7 +52,6 @@ def load_tensors(
         manifest: a manifest that was validated against the base.
         modules: the base's modules by dotted path.
         dtype: type in which the bank computes.
-        between: called after every few modules, so that a caller may let others go first.
 
     Returns:
         What the adapter adds by module path; ``@lookup`` follows an embedding's whose tied head it leaves alone.
@@ -68,27 +60,13 @@ def load_tensors(
         AdapterError: a tensor is not finite, or a copy of the base's weight in the file is another base's.
     """
     raw: Any = mx.load(str(folder / manifest.weights_file))
-    deltas: dict[str, DeltaTensors] = {}
-    for begin in range(0, len(manifest.modules), _SLICE):
-        deltas |= _load_some(raw, manifest, manifest.modules[begin : begin + _SLICE], modules, dtype)
-        between()
-    return deltas
-
-
-def _load_some(
-    raw: dict[str, mx.array],
-    manifest: AdapterManifest,
-    specs: Sequence[ModuleDelta],
-    modules: dict[str, nn.Module],
-    dtype: mx.Dtype,
-) -> dict[str, DeltaTensors]:
     # Largest value of every tensor by name, evaluated together with all else. Rows of one batch share products, and
     # zero times infinity is NaN: nothing may overflow, the scale included.
     largest: list[tuple[str, mx.array]] = []
-    for spec in specs:
+    for spec in manifest.modules:
         if spec.base_copy:
             _check_copy(raw[spec.base_copy], spec, modules[spec.path], manifest.weights_file)
-    deltas = {d.path + LOOKUP * d.lookup: _delta(raw, d, modules[d.path], dtype, largest) for d in specs}
+    deltas = {d.path + LOOKUP * d.lookup: _delta(raw, d, modules[d.path], dtype, largest) for d in manifest.modules}
     mx.eval([t for d in deltas.values() for t in (d.a, d.b, d.gain) if t is not None], [value for _, value in largest])
     for name, value in largest:
         if not value.item() <= _LARGEST:  # type: ignore[operator]

@@ -29,7 +29,6 @@ from .adapter_probe import probe_adapters
 from .admission import Admission
 from .batch import Batch, CacheFactory, Drawn
 from .cpu import prepare_for_cpu
-from .give_way import GiveWay
 from .leases import AdapterLeases
 from .memory import chunk_limit, kv_budget, row_cost
 from .meter import TokenMeter
@@ -144,9 +143,7 @@ class Engine:
             return nbytes
         manifest = read_manifest(folder)
         validate_against_base(manifest, self.modules)
-        tensors = load_tensors(
-            folder, manifest, self.bank.targets, self._dtype, between=GiveWay(lambda: self._running > 0)
-        )
+        tensors = load_tensors(folder, manifest, self.bank.targets, self._dtype)
 
         def publish() -> int:
             self.bank.load(digest, tensors)
