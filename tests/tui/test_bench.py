@@ -13,3 +13,4 @@ def test_every_key_is_painted() -> None:
     assert set(result["input_ms_by_screen"]) == set(SCREENS.values())
     assert result["input_ms"]["p50"] > 0
     assert result["frames"] >= 9
+    assert result["lost_views"] == 0, "the bench's daemon does not answer all that the dashboard reads"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable
 
@@ -54,6 +53,7 @@ def tui(
     from optiq_client.credentials import Credentials
     from optiq_client.paths import resolve_address
     from optiq_tui.app import OptiqApp
+    from optiq_tui.garbage import collect_rarely
     from optiq_tui.settings import SettingsError, read_settings, settings_path
 
     # The root command knows the daemon's configuration file; alone, flags and environment decide.
@@ -71,9 +71,7 @@ def tui(
         raise click.ClickException(
             f"there is no theme {settings.theme!r}; optiq and optiq-light are ours, the command palette has them all"
         ) from None
-    # A full collection looks at all of the library's objects while keys wait: they are here for good.
-    gc.collect()
-    gc.freeze()
+    collect_rarely()
     app.run()
 
 

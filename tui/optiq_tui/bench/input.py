@@ -56,7 +56,8 @@ def run(*, adapters: int = 2000, events: int = 300, requests: int = 200, keys: i
 
     Returns:
         ``input_ms`` (p50 and p99, over all screens, and for each), ``lag_ms`` of the event loop, ``frames`` drawn,
-        ``seconds`` measured, and what it was measured with; times in milliseconds.
+        ``lost_views`` that came without a connection (0, or it was not the load that was measured), ``seconds``
+        measured, and what it was measured with; times in milliseconds.
     """
     with tempfile.TemporaryDirectory() as folder, _server(folder, adapters, events, requests) as address:
         measured = asyncio.run(_measure(address, adapters, keys))
@@ -86,7 +87,9 @@ def _server(folder: str, adapters: int, events: int, requests: int) -> Iterator[
 
 async def _measure(address: str, adapters: int, keys: int) -> dict[str, Any]:
     from optiq_tui.bench.probe import ProbedApp
+    from optiq_tui.garbage import collect_rarely
 
+    collect_rarely()
     app = ProbedApp(address, readonly=True)
     async with app.run_test(size=SIZE) as pilot:
         while len(app.view.adapters) < adapters or not app.view.events:
@@ -94,18 +97,20 @@ async def _measure(address: str, adapters: int, keys: int) -> dict[str, Any]:
         lags: list[float] = []
         by_screen: dict[str, list[float]] = {}
         ticker = asyncio.create_task(_lag(lags))
-        began, before = time.perf_counter(), app.frames
+        began, before, lost = time.perf_counter(), app.frames, app.lost
         for key, name in SCREENS.items():
             await pilot.press(key)
             await pilot.pause(0.5)
             by_screen[name] = await _press(app, keys)
         seconds, frames = time.perf_counter() - began, app.frames - before
+        lost = app.lost - lost
         ticker.cancel()
     return {
         "input_ms": _percentiles([latency for latencies in by_screen.values() for latency in latencies]),
         "input_ms_by_screen": {name: _percentiles(latencies) for name, latencies in by_screen.items()},
         "lag_ms": _percentiles(lags),
         "frames": frames,
+        "lost_views": lost,
         "seconds": round(seconds, 2),
     }
 

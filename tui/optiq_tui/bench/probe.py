@@ -12,6 +12,7 @@ from textual import events
 from textual.screen import Screen
 
 from optiq_tui.app import OptiqApp
+from optiq_tui.messages import ViewChanged
 from optiq_tui.widgets.table import Table
 
 
@@ -20,10 +21,12 @@ class ProbedApp(OptiqApp):
 
     Attributes:
         frames: paints so far.
+        lost: views that came without a connection.
     """
 
     CSS_PATH = str(Path(__file__).parents[1] / "optiq.tcss")
     frames = 0
+    lost = 0
     _moved = False
 
     def probe(self) -> None:
@@ -45,6 +48,10 @@ class ProbedApp(OptiqApp):
         self.post_message(events.Key(key, None))
         await self._painted.wait()
         return self._painted_at
+
+    def on_view_changed(self, message: ViewChanged) -> None:
+        """Beside the dashboard's own handler, which Textual calls as well."""
+        self.lost += not message.view.live
 
     def _display(self, screen: Screen[Any], renderable: RenderableType | None) -> None:
         super()._display(screen, renderable)

@@ -15,13 +15,19 @@ from optiq_protos.v1 import (
     adapter_pb2_grpc,
     event_pb2,
     event_pb2_grpc,
+    route_pb2,
+    route_pb2_grpc,
     runtime_pb2,
     runtime_pb2_grpc,
+    tenant_pb2,
+    tenant_pb2_grpc,
     training_pb2,
     training_pb2_grpc,
 )
 
 TICK_SECONDS = 0.02
+ROUTES = 50
+DECISIONS = 50
 _CHANGE = adapter_pb2.WatchAdaptersResponse
 
 
@@ -46,10 +52,19 @@ def adapter(number: int, leases: int = 0) -> adapter_pb2.Adapter:
     )
 
 
+def route(number: int) -> route_pb2.Route:
+    """One route: an adapter, and a tenth for the base."""
+    targets = [route_pb2.RouteTarget(target=f"agent-{number:06d}", weight=9)]
+    targets.append(route_pb2.RouteTarget(target="base", weight=1))
+    return route_pb2.Route(name=f"tenants/default/routes/route-{number:06d}", targets=targets, generation=1)
+
+
 class LoadedDaemon(
     adapter_pb2_grpc.AdapterServiceServicer,
     event_pb2_grpc.EventServiceServicer,
+    route_pb2_grpc.RouteServiceServicer,
     runtime_pb2_grpc.RuntimeServiceServicer,
+    tenant_pb2_grpc.TenantServiceServicer,
     training_pb2_grpc.TrainingServiceServicer,
 ):
     """The streams that the dashboard watches; half of the events also change an adapter.
@@ -68,6 +83,32 @@ class LoadedDaemon(
     async def ListTrainingJobs(self, request: Any, context: Any) -> training_pb2.ListTrainingJobsResponse:  # noqa: N802
         """There are none."""
         return training_pb2.ListTrainingJobsResponse()
+
+    async def ListRoutes(self, request: Any, context: Any) -> route_pb2.ListRoutesResponse:  # noqa: N802
+        """A canary for each of the first adapters."""
+        return route_pb2.ListRoutesResponse(routes=[route(number) for number in range(min(self._adapters, ROUTES))])
+
+    async def ListRouteDecisions(  # noqa: N802
+        self, request: Any, context: Any
+    ) -> route_pb2.ListRouteDecisionsResponse:
+        """The last of them: each another request."""
+        at = Timestamp()
+        at.GetCurrentTime()
+        decisions = [
+            route_pb2.RouteDecision(time=at, request_id=f"req-{n}", target="base", why="by weight", generation=1)
+            for n in range(DECISIONS)
+        ]
+        return route_pb2.ListRouteDecisionsResponse(decisions=decisions)
+
+    async def ListShadowAnswers(  # noqa: N802
+        self, request: Any, context: Any
+    ) -> route_pb2.ListShadowAnswersResponse:
+        """There are none."""
+        return route_pb2.ListShadowAnswersResponse()
+
+    async def ListTenants(self, request: Any, context: Any) -> tenant_pb2.ListTenantsResponse:  # noqa: N802
+        """The one whose requests there are."""
+        return tenant_pb2.ListTenantsResponse(tenants=[tenant_pb2.Tenant(name="tenants/default", weight=1.0)])
 
     async def GetStatus(self, request: Any, context: Any) -> runtime_pb2.GetStatusResponse:  # noqa: N802
         """The status now."""
@@ -91,6 +132,27 @@ class LoadedDaemon(
         async for number in self._happenings(self._rate / 2):
             changed = adapter(number * 7919 % self._adapters, leases=number % 5)
             yield _CHANGE(type=_CHANGE.CHANGE_TYPE_CHANGED, adapter=changed)
+
+    async def ListAdapterVersions(  # noqa: N802
+        self, request: Any, context: Any
+    ) -> adapter_pb2.ListAdapterVersionsResponse:
+        """One of each."""
+        at = Timestamp()
+        at.GetCurrentTime()
+        only = adapter_pb2.AdapterVersion(number=1, digest=f"{1:064x}", current=True, publish_time=at, origin="folder")
+        return adapter_pb2.ListAdapterVersionsResponse(versions=[only])
+
+    async def ListAdapterModules(  # noqa: N802
+        self, request: Any, context: Any
+    ) -> adapter_pb2.ListAdapterModulesResponse:
+        """q and v of thirty layers, ranks that differ from adapter to adapter."""
+        first = int(request.parent[-6:]) % 8
+        modules = [
+            adapter_pb2.AdapterModule(path=f"model.layers.{n}.self_attn.{name}", rank=8 + (n + first) % 8, scale=20)
+            for n in range(30)
+            for name in ("q_proj", "v_proj")
+        ]
+        return adapter_pb2.ListAdapterModulesResponse(modules=modules)
 
     async def WatchEvents(self, request: Any, context: Any) -> AsyncIterator[event_pb2.WatchEventsResponse]:  # noqa: N802
         """So many a second."""
@@ -135,6 +197,8 @@ async def serve(address: str, adapters: int, events_per_second: float, requests:
     daemon = LoadedDaemon(adapters, events_per_second, requests)
     adapter_pb2_grpc.add_AdapterServiceServicer_to_server(daemon, server)  # type: ignore[no-untyped-call]
     event_pb2_grpc.add_EventServiceServicer_to_server(daemon, server)  # type: ignore[no-untyped-call]
+    route_pb2_grpc.add_RouteServiceServicer_to_server(daemon, server)  # type: ignore[no-untyped-call]
+    tenant_pb2_grpc.add_TenantServiceServicer_to_server(daemon, server)  # type: ignore[no-untyped-call]
     runtime_pb2_grpc.add_RuntimeServiceServicer_to_server(daemon, server)  # type: ignore[no-untyped-call]
     training_pb2_grpc.add_TrainingServiceServicer_to_server(daemon, server)  # type: ignore[no-untyped-call]
     server.add_insecure_port(address)

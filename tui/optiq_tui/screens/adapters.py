@@ -121,7 +121,7 @@ class Adapters(Board):
         mark(self, adapter is None, "-nothing")
         if adapter is None:
             return
-        self.query_one("#adapter", Panel).border_title = adapter.id
+        self.query_one("#adapter", Panel).rename(adapter.id)
         detail = view.detail if view.detail and view.detail.name == adapter.name else None
         facts = describe(adapter, self.tones, self.optiq.now())
         facts.append_text(uses(adapter, view, self.tones))

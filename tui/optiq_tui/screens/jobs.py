@@ -109,7 +109,7 @@ class Jobs(Board):
         mark(self, job is None, "-nothing")
         if job is None:
             return
-        self.query_one("#job", Panel).border_title = job.id
+        self.query_one("#job", Panel).rename(job.id)
         self.facts.update(describe_job(job, self.tones, self.optiq.now()))
         self.log_text.update(job_log(job, view, self.tones, self.optiq.now().tzinfo))
         drawn = [known for name in self._drawn() for known in view.jobs if known.name == name]

@@ -167,7 +167,7 @@ class Routing(Board):
     def _show_route(self, view: View) -> None:
         route = self.routes.selected
         detail = view.routing.detail
-        self.query_one("#route", Panel).border_title = f"Route {route.id}" if route else "Route"
+        self.query_one("#route", Panel).rename(f"Route {route.id}" if route else "Route")
         known = detail if route and detail and detail.name == route.name else None
         self.route.update(describe_route(route, known, self.tones, self._now) if route else "")
 

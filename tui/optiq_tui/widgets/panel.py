@@ -19,8 +19,17 @@ class Panel(Vertical):
     def __init__(self, title: str, *children: Widget, id: str) -> None:
         super().__init__(*children, id=id, classes="panel")
         self._title = title
+        self._told = ""
         self.border_title = title
 
     def count(self, text: str) -> None:
-        """Say something beside the title."""
-        self.border_title = Content.assemble(self._title, (f" {text}", "dim")) if text else self._title
+        """Say something beside the title; a frame is drawn again, with all that is in it, only if that is new."""
+        if text != self._told:
+            self._told = text
+            self.border_title = Content.assemble(self._title, (f" {text}", "dim")) if text else self._title
+
+    def rename(self, title: str) -> None:
+        """Say whose panel it is in place of the title."""
+        if title != self._told:
+            self._told = title
+            self.border_title = Content(title)
