@@ -19,11 +19,10 @@ from typing import Any, Generic, Self, TypeVar
 import grpc
 import grpc.aio
 
-from optiq_client import calls, states
+from optiq_client import calls, channel, states
 from optiq_client import generation_events as g
 from optiq_client import types as t
 from optiq_client.aio_resources import AsyncAdapters, AsyncEvents, AsyncRuntime
-from optiq_client.channel import DEFAULT_TIMEOUT
 from optiq_client.chat import Tool
 from optiq_client.credentials import Credentials, Tls
 from optiq_client.errors import OptiqClientError
@@ -147,7 +146,7 @@ class AsyncClient:
         *,
         home: str | os.PathLike[str] | None = None,
         tenant: str | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float = channel.DEFAULT_TIMEOUT,
         token: str | None = None,
         tls: Tls | None = None,
     ) -> None:
@@ -246,11 +245,7 @@ class AsyncClient:
 
     async def run(self, call: calls.Call[T], timeout: float | None = None) -> T:
         """Run a call with one answer."""
-        method = self._channel.unary_unary(
-            call.path,
-            request_serializer=lambda m: m.SerializeToString(),
-            response_deserializer=call.response.FromString,
-        )
+        method = channel.method(self._channel.unary_unary, call.path, call.response)
         try:
             deadline = self.timeout if timeout is None else timeout
             response = await method(call.request, timeout=deadline, metadata=self._credentials.metadata)
@@ -260,11 +255,7 @@ class AsyncClient:
 
     async def upload(self, call: calls.Upload[T], timeout: float | None = None) -> T:
         """Run a call with a stream of requests and one answer; no limit of time unless given."""
-        method = self._channel.stream_unary(
-            call.path,
-            request_serializer=lambda m: m.SerializeToString(),
-            response_deserializer=call.response.FromString,
-        )
+        method = channel.method(self._channel.stream_unary, call.path, call.response)
         try:
             response = await method(call.requests(), timeout=timeout, metadata=self._credentials.metadata)
         except grpc.RpcError as error:
@@ -273,11 +264,7 @@ class AsyncClient:
 
     def stream(self, call: calls.Call[T], timeout: float | None = None) -> AsyncStream[T]:
         """Start a call with a stream of answers."""
-        method = self._channel.unary_stream(
-            call.path,
-            request_serializer=lambda m: m.SerializeToString(),
-            response_deserializer=call.response.FromString,
-        )
+        method = channel.method(self._channel.unary_stream, call.path, call.response)
         running = method(call.request, timeout=timeout, metadata=self._credentials.metadata)
         return AsyncStream(running, call.convert, self.address)
 

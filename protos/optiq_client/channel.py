@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 DEFAULT_TIMEOUT = 30.0
@@ -60,3 +62,18 @@ def channel_options(address: str) -> list[tuple[str, str | int]]:
     if address.startswith("unix:"):
         options.append(("grpc.default_authority", "localhost"))
     return options
+
+
+def method(kind: Callable[..., Any], path: str, response: type[Any]) -> Any:
+    """One method of a channel.
+
+    Args:
+        kind: how it streams, such as the channel's ``unary_stream``.
+        path: ``/package.Service/Method``.
+        response: the message type that comes back.
+    """
+    return kind(path, request_serializer=_serialized, response_deserializer=response.FromString)
+
+
+def _serialized(message: Any) -> bytes:
+    return bytes(message.SerializeToString())

@@ -19,10 +19,9 @@ from typing import Any, Generic, Self, TypeVar
 
 import grpc
 
-from optiq_client import calls, states
+from optiq_client import calls, channel, states
 from optiq_client import generation_events as g
 from optiq_client import types as t
-from optiq_client.channel import DEFAULT_TIMEOUT
 from optiq_client.chat import Tool
 from optiq_client.credentials import Credentials, Tls
 from optiq_client.errors import OptiqClientError
@@ -136,7 +135,7 @@ class Client:
         *,
         home: str | os.PathLike[str] | None = None,
         tenant: str | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float = channel.DEFAULT_TIMEOUT,
         token: str | None = None,
         tls: Tls | None = None,
     ) -> None:
@@ -250,11 +249,7 @@ class Client:
 
     def run(self, call: calls.Call[T], timeout: float | None = None) -> T:
         """Run a call with one answer."""
-        method = self._channel.unary_unary(
-            call.path,
-            request_serializer=lambda m: m.SerializeToString(),
-            response_deserializer=call.response.FromString,
-        )
+        method = channel.method(self._channel.unary_unary, call.path, call.response)
         try:
             deadline = self.timeout if timeout is None else timeout
             return call.convert(method(call.request, timeout=deadline, metadata=self._credentials.metadata))
@@ -263,11 +258,7 @@ class Client:
 
     def upload(self, call: calls.Upload[T], timeout: float | None = None) -> T:
         """Run a call with a stream of requests and one answer; no limit of time unless given."""
-        method = self._channel.stream_unary(
-            call.path,
-            request_serializer=lambda m: m.SerializeToString(),
-            response_deserializer=call.response.FromString,
-        )
+        method = channel.method(self._channel.stream_unary, call.path, call.response)
         try:
             return call.convert(method(call.requests(), timeout=timeout, metadata=self._credentials.metadata))
         except grpc.RpcError as error:
@@ -275,11 +266,7 @@ class Client:
 
     def stream(self, call: calls.Call[T], timeout: float | None = None) -> Stream[T]:
         """Start a call with a stream of answers."""
-        method = self._channel.unary_stream(
-            call.path,
-            request_serializer=lambda m: m.SerializeToString(),
-            response_deserializer=call.response.FromString,
-        )
+        method = channel.method(self._channel.unary_stream, call.path, call.response)
         running = method(call.request, timeout=timeout, metadata=self._credentials.metadata)
         return Stream(running, call.convert, self.address)
 

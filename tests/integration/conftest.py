@@ -138,9 +138,31 @@ def client(daemon: Daemon) -> Iterator[Client]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Daemon]:
+    """A daemon with the HTTP gateway, for the tests of one module."""
+    from tests.integration.gateway_parts import daemon_with_gateway
+
+    with daemon_with_gateway() as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def url(gateway: Daemon) -> str:
+    """Where the module's gateway is; a module with another gateway has a fixture of its own."""
+    return gateway.url
+
+
+@pytest.fixture
+def grpc_client(gateway: Daemon) -> Iterator[Client]:
+    """A client of the daemon behind the gateway."""
+    with Client(home=gateway.home) as client:
+        yield client
+
+
 @pytest.fixture
 def gpt(url: str) -> Iterator[openai.OpenAI]:
-    """OpenAI's client of the gateway that a module's own fixture `url` names."""
+    """OpenAI's client of the gateway at `url`."""
     import openai
 
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:

@@ -30,18 +30,18 @@ def describe(adapter: Adapter, tones: Tones, now: datetime) -> Text:
         "" if adapter.keep_alive_seconds is None else f" · keep-alive {humanize.duration(adapter.keep_alive_seconds)}"
     )
     changes = f"{adapter.module_count} modules: {', '.join(adapter.targets)}"
-    size = f"{humanize.count(adapter.parameter_count)} parameters · {humanize.size(adapter.disk_bytes)} on disk"
-    resident = f"{humanize.size(adapter.resident_bytes)} in the engine · {adapter.active_leases} leases{keep}"
-    came = f"{humanize.since(adapter.update_time, now)} ago"
-    if adapter.drop_to_routable_ms:
-        came += f", routable {adapter.drop_to_routable_ms:.0f} ms after the last change"
+    size = f"{humanize.count(adapter.parameter_count)} parameters, {humanize.size(adapter.disk_bytes)}"
+    resident = f"{humanize.size(adapter.resident_bytes)} in the engine{keep}"
+    routable = f"{adapter.drop_to_routable_ms:.0f} ms after that" if adapter.drop_to_routable_ms else ""
     for label, value in (
         ("changes", changes if adapter.module_count else ""),
         ("size", size if adapter.parameter_count else ""),
         ("memory", resident if adapter.resident_bytes else ""),
+        ("leases", str(adapter.active_leases) if adapter.resident_bytes else ""),
         ("format", f"{adapter.format} {adapter.kind}".strip()),
         ("base", adapter.base_model),
-        ("changed", came),
+        ("changed", f"{humanize.since(adapter.update_time, now)} ago"),
+        ("routable", routable),
         ("from", adapter.source_path),
     ):
         if value:

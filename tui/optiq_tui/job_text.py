@@ -21,7 +21,7 @@ REPORTS = 12
 def describe_job(job: Job, tones: Tones, now: datetime) -> Text:
     """State and why, settings, and the plan against its ceilings."""
     config = job.config
-    text = Text.assemble(tones.mark(JOB, job.state), f"  for {job.adapter_id}", f"  {_when(job, now)}")
+    text = Text.assemble(tones.mark(JOB, job.state), f" {_when(job, now)} · adapter {job.adapter_id}")
     if job.state_reason:
         text.append(f"\n{job.state_reason}", tones.style("error" if job.state.ended else "warning"))
     scaling = config.rank_scaling.lower().replace("_", " ")
@@ -34,7 +34,8 @@ def describe_job(job: Job, tones: Tones, now: datetime) -> Text:
         ("not til", _at(schedule.not_before, zone) if job.start_time is None else ""),
         ("started", _at(job.start_time, zone)),
         ("rank", ranks),
-        ("steps", f"{config.iters or 100} of {config.batch_size or 4} · rate {rate}"),
+        ("steps", f"{config.iters or 100}, {config.batch_size or 4} examples each"),
+        ("learning", f"rate {rate}"),
         ("data", config.data_path),
         ("peak", humanize.size(job.progress.peak_memory_bytes) if job.progress else ""),
         ("adapter", f"{job.adapter_id}@{job.adapter_digest[:8]}" if job.adapter_digest else ""),
@@ -63,7 +64,7 @@ def describe_plan(plan: TrainingPlan, tones: Tones) -> Text:
         ("adapter", plan.adapter_bytes),
     )
     text.append(f"\n{'peak':<{LABEL}} ", "dim")
-    text.append(f"{humanize.size(plan.expected_bytes)} expected, of it")
+    text.append(f"{humanize.size(plan.expected_bytes)} expected:")
     for name, size in parts:
         if size:
             text.append(f"\n{'':<{LABEL}} {humanize.size(size):>8} {name}", "dim")
@@ -144,4 +145,4 @@ def _when(job: Job, now: datetime) -> str:
         return f"{humanize.since(job.end_time, now)} ago"
     if job.start_time is not None:
         return f"for {humanize.since(job.start_time, now)}"
-    return f"{humanize.since(job.create_time, now)} old"
+    return f"for {humanize.since(job.create_time, now)}"

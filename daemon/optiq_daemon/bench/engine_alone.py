@@ -13,10 +13,11 @@ import json
 import sys
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from optiq_core.heap import freeze_heap
-from optiq_daemon.bench.load import Run
+from optiq_daemon.bench.load import Lane, Run
 
 if TYPE_CHECKING:
     from optiq_core.base import LoadedBase
@@ -56,17 +57,17 @@ def run(engine: Engine, base: LoadedBase, prompts: list[str], tokens: int) -> Ru
     """Run the prompts at once."""
     from optiq_core.engine.types import EngineRequest, Event, Failed, Finished, Tokens
 
-    measured = Run()
+    measured = Run(len(prompts))
     left = len(prompts)
     ended = threading.Event()
 
-    def sink(event: Event) -> None:
+    def sink(lane: Lane, event: Event) -> None:
         nonlocal left
         if isinstance(event, Tokens):
             if event.text:
-                measured.text(time.perf_counter())
+                lane.texts.append(time.perf_counter())
         elif isinstance(event, Finished | Failed):
-            measured.tokens += event.completion_tokens if isinstance(event, Finished) else 0
+            lane.tokens += event.completion_tokens if isinstance(event, Finished) else 0
             left -= 1
             if not left:
                 ended.set()
@@ -76,8 +77,8 @@ def run(engine: Engine, base: LoadedBase, prompts: list[str], tokens: int) -> Ru
         EngineRequest(request_id=str(index), prompt=tuple(base.tokenizer.encode(text)), max_tokens=tokens)
         for index, text in enumerate(prompts)
     ]
-    for request in requests:
-        engine.submit(request, sink)
+    for request, lane in zip(requests, measured.lanes, strict=True):
+        engine.submit(request, partial(sink, lane))
     ended.wait()
     return measured
 

@@ -20,58 +20,75 @@ Figures = dict[str, list[dict[str, float]]]
 
 
 @click.command(
-    epilog="\b\nExamples:\n  optiq bench gateway --json\n  optiq bench gateway --streams 16 --tokens 64 --rounds 5"
+    epilog="\b\nExamples:\n  optiq bench gateway --json\n  optiq bench gateway --streams 16 --tokens 64 --starts 5"
 )
 @click.option("--streams", type=click.IntRange(1, 128), default=16, show_default=True, help="Requests at once.")
 @click.option("--tokens", type=click.IntRange(2, 512), default=48, show_default=True, help="Tokens of each.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Runs of each way.")
-@click.option("--first-rounds", type=click.IntRange(1), default=20, show_default=True, help="First-token runs of each.")
+@click.option("--starts", type=click.IntRange(1), default=3, show_default=True, help="Times that all is started anew.")
+@click.option("--rounds", type=click.IntRange(1), default=2, show_default=True, help="Runs of each way in each.")
+@click.option("--first-rounds", type=click.IntRange(1), default=8, show_default=True, help="First-token runs likewise.")
 @click.option("--quick", is_flag=True, help="One short run of each way, to see that it works.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def gateway(*, streams: int, tokens: int, rounds: int, first_rounds: int, quick: bool, as_json: bool) -> None:
+def gateway(
+    *, streams: int, tokens: int, starts: int, rounds: int, first_rounds: int, quick: bool, as_json: bool
+) -> None:
     """Compare gRPC and HTTP with the engine alone.
 
-    Throughput is tokens a second of all streams together, as a client counts them. First-token time is that of a lone
-    request. All ways decode the same prompts greedily, in turn.
+    Throughput is what a client sees of all streams together while every one of them decodes; `whole` counts from the
+    first request to the last text, prompts included. First-token time is that of a lone request. All ways decode the
+    same prompts greedily, in turn.
 
     The engine alone runs in a process of its own that hands its tokens to nobody; over gRPC and HTTP the same engine,
     the daemon and all clients share the machine's cores, so the clients' own work is in the ratios. Processor time for
-    each token is told for each process; that of an engine holds its BLAS threads' waiting for one another.
+    each token is told for each process; that of an engine holds its BLAS threads' waiting for one another. Processes
+    are started several times: the same engine may be a tenth faster or slower from one start to the next.
     """
     if quick:
-        streams, tokens, rounds, first_rounds = 4, 8, 1, 2
-    emit(run(streams=streams, tokens=tokens, rounds=rounds, first_rounds=first_rounds), as_json=as_json)
+        streams, tokens, starts, rounds, first_rounds = 4, 16, 1, 1, 2
+    figures = run(streams=streams, tokens=tokens, starts=starts, rounds=rounds, first_rounds=first_rounds)
+    emit(figures, as_json=as_json)
 
 
-def run(*, streams: int = 16, tokens: int = 48, rounds: int = 5, first_rounds: int = 20) -> dict[str, Any]:
+def run(
+    *, streams: int = 16, tokens: int = 48, starts: int = 3, rounds: int = 2, first_rounds: int = 8
+) -> dict[str, Any]:
     """Measure.
 
     Returns:
-        ``grpc_over_engine`` and ``http_over_engine`` (ratios of tokens a second), ``added_ttft_ms`` (HTTP's first text
-        less the engine's) and ``grpc_added_ttft_ms``, each the median over pairs, and the figures behind them.
+        ``grpc_over_engine`` and ``http_over_engine`` (ratios of tokens a second while all streams decode),
+        ``grpc_over_engine_whole`` and ``http_over_engine_whole`` (from the first request to the last text),
+        ``added_ttft_ms`` (HTTP's first text less the engine's) and ``grpc_added_ttft_ms``, each the median over pairs,
+        and the figures behind them.
     """
     from optiq_core.base import EMBEDDED
 
     prompts = [f"Count: {start}, {start + 1}, {start + 2}," for start in range(1, streams + 1)]
-    with _ways(streams) as (described, ways):
-        narrate("warm up")
-        for way in ways.values():
-            way(prompts, 4)
-        many = _interleaved(ways, prompts, tokens, rounds, "streams")
-        one = _interleaved(ways, prompts[:1], 3, first_rounds, "first token")
+    many, one = _none(), _none()
+    for number in range(starts):
+        with _ways(streams) as (described, ways):
+            narrate(f"start {number + 1} of {starts}: warm up")
+            for way in ways.values():
+                way(prompts, 4)
+            _interleave(many, ways, prompts, tokens, rounds=rounds, what="streams")
+            _interleave(one, ways, prompts[:1], 3, rounds=first_rounds, what="first token")
     speed = {way: [figures["tokens_per_second"] for figures in many[way]] for way in WAYS}
+    whole = {way: [figures["whole_tokens_per_second"] for figures in many[way]] for way in WAYS}
     first = {way: [figures["first_text_ms"] for figures in one[way]] for way in WAYS}
     return {
         "grpc_over_engine": median_ratio(speed["grpc"], speed["engine"]),
         "http_over_engine": median_ratio(speed["http"], speed["engine"]),
+        "grpc_over_engine_whole": median_ratio(whole["grpc"], whole["engine"]),
+        "http_over_engine_whole": median_ratio(whole["http"], whole["engine"]),
         "added_ttft_ms": _median_difference(first["http"], first["engine"]),
         "grpc_added_ttft_ms": _median_difference(first["grpc"], first["engine"]),
         "tokens_per_second": {way: statistics.median(speed[way]) for way in WAYS},
+        "whole_tokens_per_second": {way: statistics.median(whole[way]) for way in WAYS},
         "first_text_ms": {way: statistics.median(first[way]) for way in WAYS},
         "tokens": {way: int(many[way][0]["tokens"]) for way in WAYS},
         "rounds_tokens_per_second": {way: [round(figure, 2) for figure in speed[way]] for way in WAYS},
         "cpu_ms_per_token": {way: _costs(many[way]) for way in WAYS},
         "streams": streams,
+        "starts": starts,
         "run": {"model_argument": EMBEDDED, **described},
     }
 
@@ -112,14 +129,16 @@ def _ways(streams: int) -> Iterator[tuple[dict[str, Any], dict[str, Callable[[li
         host.stop()
 
 
-def _interleaved(ways: Any, prompts: list[str], tokens: int, rounds: int, what: str) -> Figures:
+def _none() -> Figures:
+    return {way: [] for way in WAYS}
+
+
+def _interleave(figures: Figures, ways: Any, prompts: list[str], tokens: int, *, rounds: int, what: str) -> None:
     """As :func:`optiq_core.bench.harness.paired`, for several figures of a run."""
-    figures: Figures = {way: [] for way in WAYS}
     for number in range(rounds):
         narrate(f"{what}: round {number + 1} of {rounds}")
         for way in WAYS[:: -1 if number % 2 else 1]:
             figures[way].append(ways[way](prompts, tokens))
-    return figures
 
 
 def _with_cpu(pids: dict[str, int], load: Callable[[], dict[str, float]]) -> dict[str, float]:

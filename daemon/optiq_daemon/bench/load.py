@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +19,42 @@ _METHOD = "/optiq.v1.GenerationService/Generate"
 
 
 @dataclass
+class Lane:
+    """One stream of a run: when each of its texts came, and how many tokens it had."""
+
+    texts: list[float] = field(default_factory=list)
+    tokens: int = 0
+
+
 class Run:
     """What one load measured; times in seconds of one clock.
 
     Text is what is timed, on every way: a token whose text waits for the next one is not seen by a reader.
+
+    Args:
+        streams: how many run at once.
     """
 
-    began: float = 0.0
-    first: float = 0.0
-    last: float = 0.0
-    tokens: int = 0
-
-    def text(self, now: float) -> None:
-        """Note that text of any stream came."""
-        self.first = self.first or now
-        self.last = now
+    def __init__(self, streams: int) -> None:
+        self.lanes = [Lane() for _ in range(streams)]
+        self.began = 0.0
 
     def figures(self) -> dict[str, float]:
-        """Tokens a second between the first text and the last, and milliseconds to the first."""
+        """Texts a second while every stream runs, tokens a second of the whole run, milliseconds to the first text.
+
+        The first is from the last stream's first text to the first stream's last: without prompts, whose processing
+        depends on how they arrive, and without the end, when there are fewer rows. The second is from the first request
+        to the last text.
+        """
+        lanes = [lane.texts for lane in self.lanes if lane.texts]
+        since, until = max(texts[0] for texts in lanes), min(texts[-1] for texts in lanes)
+        seen = sum(since < at <= until for texts in lanes for at in texts)
+        tokens = sum(lane.tokens for lane in self.lanes)
         return {
-            "tokens_per_second": self.tokens / (self.last - self.first) if self.last > self.first else 0.0,
-            "first_text_ms": (self.first - self.began) * 1000,
-            "tokens": float(self.tokens),
+            "tokens_per_second": seen / (until - since) if until > since else 0.0,
+            "whole_tokens_per_second": tokens / (max(texts[-1] for texts in lanes) - self.began),
+            "first_text_ms": (min(texts[0] for texts in lanes) - self.began) * 1000,
+            "tokens": float(tokens),
         }
 
 
@@ -78,7 +92,7 @@ class EngineAlone:
 
 async def over_grpc(socket: Path, prompts: list[str], tokens: int) -> dict[str, float]:
     """Run the prompts at once over the daemon's socket."""
-    run = Run()
+    run = Run(len(prompts))
     async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
         await channel.channel_ready()
         call = channel.unary_stream(
@@ -87,23 +101,23 @@ async def over_grpc(socket: Path, prompts: list[str], tokens: int) -> dict[str, 
             response_deserializer=pb.GenerateResponse.FromString,
         )
 
-        async def one(prompt: str) -> None:
+        async def one(prompt: str, lane: Lane) -> None:
             async for response in call(pb.GenerateRequest(raw_text=prompt, max_tokens=tokens)):
                 if response.chunk.text:
-                    run.text(time.perf_counter())
-                run.tokens += response.finished.usage.completion_tokens
+                    lane.texts.append(time.perf_counter())
+                lane.tokens += response.finished.usage.completion_tokens
 
         run.began = time.perf_counter()
-        await asyncio.gather(*(one(prompt) for prompt in prompts))
+        await asyncio.gather(*map(one, prompts, run.lanes))
     return run.figures()
 
 
 async def over_http(port: int, model: str, prompts: list[str], tokens: int) -> dict[str, float]:
     """Run the prompts at once over the gateway, each on a connection of its own that is open already."""
-    run = Run()
+    run = Run(len(prompts))
     connections = [await asyncio.open_connection("127.0.0.1", port) for _ in prompts]
 
-    async def one(prompt: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def one(prompt: str, lane: Lane, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         options = {"max_tokens": tokens, "stream": True, "stream_options": {"include_usage": True}}
         body = json.dumps({"model": model, "prompt": prompt, **options}).encode()
         head = (
@@ -113,13 +127,14 @@ async def over_http(port: int, model: str, prompts: list[str], tokens: int) -> d
         writer.write(head.encode() + body)
         async for line in reader:
             if b'"text":"' in line and b'"text":""' not in line:
-                run.text(time.perf_counter())
+                lane.texts.append(time.perf_counter())
             elif b'"completion_tokens":' in line:
-                run.tokens += json.loads(line.removeprefix(b"data: "))["usage"]["completion_tokens"]
+                lane.tokens += json.loads(line.removeprefix(b"data: "))["usage"]["completion_tokens"]
             elif b"[DONE]" in line:
                 break
         writer.close()
 
     run.began = time.perf_counter()
-    await asyncio.gather(*(one(prompt, *pair) for prompt, pair in zip(prompts, connections, strict=True)))
+    lanes = zip(prompts, run.lanes, connections, strict=True)
+    await asyncio.gather(*(one(prompt, lane, *connection) for prompt, lane, connection in lanes))
     return run.figures()

@@ -146,7 +146,8 @@ class Adapters(Board):
         self.chart.show_bars({str(n): max(layers.get(n, [0])) for n in range(last + 1)})
         panel = self.query_one("#adapter-ranks", Panel)
         per_layer = {len(found) for found in layers.values()}
-        panel.count(f"{sum(ranks.values())} in all, largest of {max(per_layer)} modules" if per_layer else "")
+        panel.count(f"{sum(ranks.values())} in all" if per_layer else "")
+        panel.footnote(f"each the largest of {max(per_layer)} modules" if per_layer and max(per_layer) > 1 else "")
 
     # Messages
 

@@ -83,7 +83,7 @@ class Board(Screen[None]):
             with Vertical(id="body"):
                 yield from self.body()
             yield LinkBar()
-            yield Footer(show_command_palette=False)
+            yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
         """Show what is known."""

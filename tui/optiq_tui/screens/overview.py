@@ -93,12 +93,11 @@ class Overview(Board):
             model.append(f"  {base.bits_per_weight:.1f} bits · {base.layer_count} layers", "not bold dim")
         where = Text(device.kind, style="bold")
         where.append(f"  {device.compute} · {device.name}", "not bold dim")
-        cache = Text(f"KV {engine.kv_cache or 'float'}", style="dim")
-        cache.append(f" · context {humanize.count(base.max_context)}")
-        if engine.prefix_hits:
+        cache = Text(f"context {base.max_context:,} · KV cache {engine.kv_cache or 'float'}", style="dim")
+        if engine.prefix_hits and self.has_class("-wide"):
             cache.append(f" · {humanize.count(engine.prefix_hit_tokens)} tokens from prefixes")
         mixed = Text(f"≤{engine.max_adapters_in_one_step} adapters in a step", style="dim")
-        mixed.append(f" · {humanize.count(engine.generated_tokens)} tokens")
+        mixed.append(f" · {humanize.count(engine.generated_tokens)} tok")
         lines = Text("\n").join((state, model, where, cache, mixed))
         self.engine.update(lines)
         self.gauges["process"].show(
@@ -160,7 +159,7 @@ class Overview(Board):
         for job in active[:6]:
             line = Text.assemble(tones.mark(JOB, job.state), (f"  {job.id}  ", "bold"))
             if (now := job.progress) is not None:
-                line.append_text(bar(now.step / max(1, now.total_steps), 16, tones.style("primary")))
+                line.append_text(bar(now.step / max(1, now.total_steps), 12, tones.style("primary")))
                 line.append(f" {now.step}/{now.total_steps}", "bold")
                 line.append(f"  loss {now.train_loss:.3f} · {now.tokens_per_second:.0f} tok/s", "dim")
                 line.append(f" · {humanize.duration(now.seconds_left)} left", "dim")

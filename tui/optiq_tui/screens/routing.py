@@ -156,7 +156,7 @@ class Routing(Board):
         bare = any(r.phase == "decode" and not r.adapters for r in status.requests)
         self._steady = str(status.engine.active_rows or rows)
         self._list_requests()
-        batch = f"one batch of {self._steady} rows, {len(served) + bare} adapters decode together"
+        batch = f"one batch of {self._steady} rows with {len(served) + bare} adapters"
         waiting = f" · {status.engine.queued_requests} queued" if status.engine.queued_requests else ""
         self.query_one("#requests", Panel).count(f"{len(status.requests)}: {batch}{waiting}" if status.requests else "")
 

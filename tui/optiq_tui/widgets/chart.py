@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +12,7 @@ from textual_plot import HiResMode, LegendLocation, PlotWidget
 
 from optiq_tui.widgets.tones import Tones
 
+BAR_TICKS = 4
 LINE_TONES = ("primary", "warning", "success", "accent", "error", "secondary")
 
 
@@ -80,7 +82,10 @@ class Chart(PlotWidget, inherit_bindings=False):
             places = list(range(len(values)))
             self.bar(places, list(values.values()), bar_style=Tones.of(self).colour(tone), width=0.8)
             self.set_xlimits(-0.5, len(places) - 0.5)
-            self.set_ylimits(0, max(values.values()) * 1.1)
+            most = max(values.values())
+            self.set_ylimits(0, most * 1.1)
+            step = max(1, math.ceil(most / BAR_TICKS))
+            self.set_yticks(list(range(0, math.floor(most) + 1, step)))
 
     def forget(self) -> None:
         """Draw again at the next occasion, whatever was drawn: the colours have changed."""

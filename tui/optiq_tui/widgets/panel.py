@@ -19,7 +19,7 @@ class Panel(Vertical):
     def __init__(self, title: str, *children: Widget, id: str) -> None:
         super().__init__(*children, id=id, classes="panel")
         self._title = title
-        self._told = ""
+        self._told = self._noted = ""
         self.border_title = title
 
     def count(self, text: str) -> None:
@@ -27,6 +27,12 @@ class Panel(Vertical):
         if text != self._told:
             self._told = text
             self.border_title = Content.assemble(self._title, (f" {text}", "dim")) if text else self._title
+
+    def footnote(self, text: str) -> None:
+        """Say something on the lower edge."""
+        if text != self._noted:
+            self._noted = text
+            self.border_subtitle = Content(text)
 
     def rename(self, title: str) -> None:
         """Say whose panel it is in place of the title."""
