@@ -35,8 +35,8 @@ def run(
 ) -> dict[str, Any]:
     """Time first tokens beside running streams, and the streams while adapters are mounted and a long prompt comes.
 
-    In turn, a mounted adapter is asked for one token and a new one is mounted and asked; then adapters are mounted and
-    not asked; then a long prompt of the bare base is processed.
+    In turn, a mounted adapter is asked for one token and a new one is mounted and asked; then, in turn, an adapter is
+    mounted and not asked and nothing happens for as long; then a long prompt of the bare base is processed.
 
     Args:
         model: as :func:`optiq_core.base.resolve_base` takes it.
@@ -48,8 +48,9 @@ def run(
     Returns:
         ``warm_ms`` and ``cold_ms`` with ``p50`` and ``p99`` (a cold one mounts its folder first), their ratio;
         ``stall_steps``, in ordinary steps: ``mount``, the longest wait of a running stream for a token while adapters
-        are mounted, less an ordinary step; ``first_use``, the longest wait while new adapters are mounted and asked,
-        less the longest while a mounted one is asked, whose prompt takes as long; ``stall_steps_max``, the larger;
+        are mounted, less the longest in as many times as long while nothing happens; ``first_use``, the longest wait
+        while new adapters are mounted and asked, less the longest while a mounted one is asked, whose prompt takes as
+        long; ``stall_steps_max``, the larger; ``longest_wait_steps``, what these are differences of;
         ``step_ms``; ``long_prompt``: its tokens, seconds until its first token, tokens of each running stream
         meanwhile and their longest wait in ordinary steps; the run.
 
@@ -100,9 +101,9 @@ def run(
                 narrate(f"request {i} of {requests}")
                 timed("warm", partial(ask, 0))
                 timed("cold", partial(mount, i), partial(ask, i))
-            timed("quiet", partial(time.sleep, 0.5 if quick else 3))
             for i in range(requests + 1, 2 * requests + 1):
-                timed("mount", partial(mount, i))
+                timed("mount", partial(mount, i), partial(time.sleep, _PAUSE_S))
+                timed("quiet", partial(time.sleep, spans["mount"][-1].seconds))
             if prompt_tokens:
                 narrate(f"a prompt of {prompt_tokens} tokens")
                 words = prompt_ids(base, 0)
@@ -152,7 +153,7 @@ def summarise(
     step = statistics.median(gap for at, gap in gaps if any(span.holds(at) for span in spans["quiet"]))
     waits = {kind: longest(gaps, of_kind) / step for kind, of_kind in spans.items() if of_kind}
     stalls = {
-        "mount": max(waits["mount"] - 1, 0.0),
+        "mount": max(waits["mount"] - waits["quiet"], 0.0),
         "first_use": max(waits["cold"] - max(waits["warm"], 1.0), 0.0),
     }
     figures = {
@@ -167,7 +168,7 @@ def summarise(
         "cold_over_warm_p99": figures["cold_ms"]["p99"] / figures["warm_ms"]["p99"],
         "stall_steps": stalls,
         "stall_steps_max": max(stalls.values()),
-        "longest_wait_steps": {kind: waits[kind] for kind in ("warm", "cold", "mount")},
+        "longest_wait_steps": {kind: waits[kind] for kind in ("warm", "cold", "quiet", "mount")},
         "step_ms": step * 1e3,
     }
     for span in spans["prompt"]:
