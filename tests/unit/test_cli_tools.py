@@ -67,6 +67,21 @@ def test_logs_of_a_home_without_any(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "not a job id" in result.output
 
 
+def test_logs_as_json(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "daemon.log").write_text("2026-01-01 10:00:00,000 INFO one\n  of two lines\n")
+    result = CliRunner().invoke(root, ["logs", "--json", "--home", str(tmp_path)])
+    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == [
+        "2026-01-01 10:00:00,000 INFO one",
+        "  of two lines",
+    ]
+    assert json.loads(result.stdout.splitlines()[1]) == {
+        "name": "daemon",
+        "stamp": "2026-01-01 10:00:00,000",
+        "text": "  of two lines",
+    }
+
+
 def test_launchd_agent() -> None:
     command = ["/a b/python", "-m", "optiq_daemon", "serve", "--model", "x&y"]
     agent = plistlib.loads(launchd_plist(command, Path("/home/o/logs/service.log")))

@@ -141,8 +141,12 @@ def publish(job: str, connection: Connection, as_json: bool) -> None:
 @click.command("rm", epilog="\b\nExamples:\n  optiq jobs rm units-0001")
 @click.argument("job", shell_complete=complete_job)
 @connection_options
-def remove(job: str, connection: Connection) -> None:
+@json_option
+def remove(job: str, connection: Connection, as_json: bool) -> None:
     """Remove a job that has ended, with its checkpoints. Its adapter stays."""
     with connection.client() as client:
         client.training.delete(job)
-    output.note(f"removed {job}")
+    if as_json:
+        output.print_json({"deleted": [job]})
+    else:
+        output.note(f"removed {job}")

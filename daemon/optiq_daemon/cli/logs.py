@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from optiq_daemon.cli.options import complete_job
+from optiq_daemon.cli import output
+from optiq_daemon.cli.options import complete_job, json_option
 
 if TYPE_CHECKING:
     from optiq_daemon.cli.log_files import LogFile, LogLine
@@ -18,17 +20,19 @@ _COLOURS = {"daemon": "cyan", "engine": "green", "trainer": "magenta"}
 
 @click.command(
     epilog="\b\nExamples:\n  optiq logs -f\n  optiq logs engine -n 200\n  optiq logs trainer --job roman-1a2b3c4d -f\n"
-    "  optiq logs daemon -n 1000 | grep request="
+    "  optiq logs daemon -n 1000 | grep request=\n  optiq logs -f --json | jq .text"
 )
 @click.argument("source", type=click.Choice(["all", "daemon", "engine", "trainer"]), default="all")
 @click.option("--follow", "-f", "following", is_flag=True, help="Go on with what is added, until Ctrl-C.")
 @click.option("--lines", "-n", type=click.IntRange(min=0), default=40, show_default=True, help="Lines to begin with.")
 @click.option("--job", shell_complete=complete_job, help="Whose trainer; the latest job's if not given.")
 @click.option("--home", metavar="DIR", help="Folder of the daemon.")
-def logs(source: str, following: bool, lines: int, job: str | None, home: str | None) -> None:
+@json_option
+def logs(*, source: str, following: bool, lines: int, job: str | None, home: str | None, as_json: bool) -> None:
     """Show the logs of daemon, engine and trainer, in order of time.
 
     SOURCE is daemon, engine, trainer, or all of them. The daemon need not run. Logs hold ids, never a prompt.
+    With --json each line is an object with its name (whose log it is), stamp and text.
     """
     from optiq_daemon.cli.log_files import Added, last_lines
     from optiq_daemon.config import load_configuration
@@ -36,10 +40,10 @@ def logs(source: str, following: bool, lines: int, job: str | None, home: str | 
     found = _files(load_configuration({"home": home}).settings.home_path, source, job)
     # Made first, so that no line is lost between the two.
     added = Added(found)
-    for line in last_lines(found, lines):
-        _print(line, named=len(found) > 1)
-    if following:
-        for line in added:
+    for line in chain(last_lines(found, lines), added if following else ()):
+        if as_json:
+            output.print_json(line, line=True)
+        else:
             _print(line, named=len(found) > 1)
 
 
