@@ -16,8 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
-
 from optiq_client import AdapterState, Client
 from tests.adapters import write_tiny_adapter
 from tests.integration.conftest import Daemon, eventually
@@ -83,7 +81,6 @@ def dashboard(daemon: Daemon) -> Iterator[Terminal]:
         terminal.close()
 
 
-@pytest.mark.slow
 def test_a_dropped_adapter_appears_and_keys_work(tiny_daemon: Daemon, tiny_client: Client) -> None:
     with dashboard(tiny_daemon) as terminal:
         assert terminal.shows("connected"), "it never connected"
