@@ -6,7 +6,8 @@ import pytest
 from textual.app import App, ComposeResult
 from textual.strip import Strip
 
-from optiq_tui.widgets.table import Column, Table
+from optiq_tui.widgets.columns import Column
+from optiq_tui.widgets.table import Table
 
 Row = tuple[str, int]
 

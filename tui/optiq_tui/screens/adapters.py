@@ -22,9 +22,10 @@ from optiq_tui.screens.choose import Choose
 from optiq_tui.view import Part, View
 from optiq_tui.widgets.chart import Chart
 from optiq_tui.widgets.classes import mark
+from optiq_tui.widgets.columns import Column
 from optiq_tui.widgets.filter_box import FilterBox
 from optiq_tui.widgets.panel import Panel
-from optiq_tui.widgets.table import Column, Table
+from optiq_tui.widgets.table import Table
 from optiq_tui.widgets.tones import ADAPTER
 from optiq_tui.widgets.words import Words
 

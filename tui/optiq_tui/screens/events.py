@@ -15,9 +15,10 @@ from textual.widgets import Input
 from optiq_client import Event
 from optiq_tui.screens.board import Board
 from optiq_tui.view import Part, View
+from optiq_tui.widgets.columns import Column
 from optiq_tui.widgets.filter_box import FilterBox
 from optiq_tui.widgets.panel import Panel
-from optiq_tui.widgets.table import Column, Table
+from optiq_tui.widgets.table import Table
 from optiq_tui.widgets.words import Words
 
 TONES = {

@@ -20,9 +20,10 @@ from optiq_tui.screens.submit import Submit
 from optiq_tui.view import Part, View
 from optiq_tui.widgets.chart import Chart
 from optiq_tui.widgets.classes import mark
+from optiq_tui.widgets.columns import Column
 from optiq_tui.widgets.gauge import bar
 from optiq_tui.widgets.panel import Panel
-from optiq_tui.widgets.table import Column, Table
+from optiq_tui.widgets.table import Table
 from optiq_tui.widgets.tones import JOB
 from optiq_tui.widgets.words import Words
 

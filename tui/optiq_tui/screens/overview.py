@@ -12,9 +12,10 @@ from textual.widget import Widget
 from optiq_client import Adapter, AdapterState, Job, JobState, Status, humanize
 from optiq_tui.screens.board import Board
 from optiq_tui.view import Part, View
+from optiq_tui.widgets.columns import Column
 from optiq_tui.widgets.gauge import Gauge, bar, of
 from optiq_tui.widgets.panel import Panel
-from optiq_tui.widgets.table import Column, Table
+from optiq_tui.widgets.table import Table
 from optiq_tui.widgets.tones import ENGINE, JOB
 from optiq_tui.widgets.trend import Trend
 from optiq_tui.widgets.words import Words

@@ -17,10 +17,11 @@ from optiq_tui.messages import LaneWanted, PlayWanted
 from optiq_tui.screens.board import Board
 from optiq_tui.view import LanePhase, Part, View
 from optiq_tui.widgets.answers import Answers
+from optiq_tui.widgets.columns import Column
 from optiq_tui.widgets.filter_box import FilterBox
 from optiq_tui.widgets.panel import Panel
 from optiq_tui.widgets.slider import Slider
-from optiq_tui.widgets.table import Column, Table
+from optiq_tui.widgets.table import Table
 
 BASE = ""
 MOST_LANES = 6

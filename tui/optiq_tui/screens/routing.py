@@ -14,16 +14,18 @@ from textual.widget import Widget
 from textual.widgets import Input
 
 from optiq_client import LiveRequest, Route, Status, Tenant, TenantRole, humanize
+from optiq_tui import route_cells as cells
 from optiq_tui.messages import Look
 from optiq_tui.route_text import describe_route
 from optiq_tui.screens.board import Board
 from optiq_tui.screens.confirm import Confirm
 from optiq_tui.view import Part, View
 from optiq_tui.widgets.classes import mark
+from optiq_tui.widgets.columns import Column
 from optiq_tui.widgets.filter_box import FilterBox
 from optiq_tui.widgets.gauge import bar
 from optiq_tui.widgets.panel import Panel
-from optiq_tui.widgets.table import Column, Table
+from optiq_tui.widgets.table import Table
 from optiq_tui.widgets.tones import PHASE
 from optiq_tui.widgets.words import Words
 
@@ -58,7 +60,7 @@ class Routing(Board):
         self.requests: Table[LiveRequest] = Table(
             (
                 Column("tenant", lambda r: r.tenant.rpartition("/")[2], 7, flex=1, sort=lambda r: r.tenant),
-                Column("asked for", _asked, 11, flex=2, sort=lambda r: r.requested_adapter),
+                Column("asked for", cells.asked, 11, flex=2, sort=lambda r: r.requested_adapter),
                 Column("served by", self._served, 15, flex=3, sort=lambda r: r.adapter_digest),
                 Column("why", lambda r: r.route_why or "-", 10, flex=3, drop=1),
                 Column("phase", self._phase, 9, sort=lambda r: (r.phase, r.queue_position)),
@@ -71,8 +73,8 @@ class Routing(Board):
                     drop=4,
                     sort=lambda r: r.completion_tokens,
                 ),
-                Column("first", _first, 7, right=True, drop=2, sort=lambda r: r.time_to_first_token_ms),
-                Column("tok/s", _speed, 5, right=True, drop=3, sort=lambda r: r.tokens_per_second),
+                Column("first", cells.first, 7, right=True, drop=2, sort=lambda r: r.time_to_first_token_ms),
+                Column("tok/s", cells.speed, 5, right=True, drop=3, sort=lambda r: r.tokens_per_second),
                 Column("age", self._age, 5, right=True, drop=6, sort=lambda r: r.request_id),
             ),
             lambda r: r.request_id,
@@ -84,9 +86,9 @@ class Routing(Board):
         self.routes: Table[Route] = Table(
             (
                 Column("route", lambda r: Text(r.id, style="bold"), 9, flex=1),
-                Column("targets", _targets, 16, flex=3),
+                Column("targets", cells.targets, 16, flex=3),
                 Column("shadow", lambda r: r.shadow or "-", 8, flex=1, drop=2),
-                Column("used", _used, 6, right=True),
+                Column("used", cells.used, 6, right=True),
                 Column("gen", lambda r: str(r.generation), 3, right=True, drop=3),
                 Column("sticky", lambda r: "yes" if r.sticky else "-", 6, drop=1),
             ),
@@ -101,10 +103,10 @@ class Routing(Board):
                 Column("tenant", self._tenant, 9, flex=1, sort=lambda t: t.id),
                 Column("share", self._share, 14, flex=1, sort=lambda t: t.weight),
                 Column("served", self._counter, 14, flex=1, drop=1, sort=lambda t: t.load.virtual_tokens),
-                Column("requests", _load, 10, sort=lambda t: t.load.running_requests),
-                Column("tok/min", lambda t: _limit(t.quotas.tokens_per_minute), 7, right=True, drop=2),
-                Column("memory", _memory, 18, right=True, drop=3, sort=lambda t: t.load.resident_bytes),
-                Column("jobs", _jobs, 5, right=True, drop=4),
+                Column("requests", cells.load, 10, sort=lambda t: t.load.running_requests),
+                Column("tok/min", lambda t: cells.limit(t.quotas.tokens_per_minute), 7, right=True, drop=2),
+                Column("memory", cells.memory, 18, right=True, drop=3, sort=lambda t: t.load.resident_bytes),
+                Column("jobs", cells.jobs, 5, right=True, drop=4),
             ),
             lambda t: t.name,
             id="tenants-table",
@@ -162,7 +164,7 @@ class Routing(Board):
 
     def _list_requests(self) -> None:
         box = self.filter
-        self.requests.show([r for r in self._requests if not box.value or box.matches(_searched(r))])
+        self.requests.show([r for r in self._requests if not box.value or box.matches(cells.searched(r))])
 
     def _show_route(self, view: View) -> None:
         route = self.routes.selected
@@ -275,53 +277,3 @@ class Routing(Board):
         return bar(tokens / self._most, 6, self.tones.style("accent")).append(
             f" {humanize.count(round(tokens))}", "dim"
         )
-
-
-def _searched(request: LiveRequest) -> str:
-    return " ".join((request.tenant, request.requested_adapter, request.route, request.route_target, request.phase))
-
-
-def _asked(request: LiveRequest) -> Text:
-    if request.route:
-        return Text.assemble((request.route.rpartition("/")[2], "bold"), (" route", "dim"))
-    return (
-        Text(request.requested_adapter, style="bold") if request.requested_adapter else Text("base", style="italic dim")
-    )
-
-
-def _first(request: LiveRequest) -> str:
-    return f"{request.time_to_first_token_ms:.0f} ms" if request.time_to_first_token_ms else "-"
-
-
-def _speed(request: LiveRequest) -> str:
-    return f"{request.tokens_per_second:.1f}" if request.tokens_per_second else "-"
-
-
-def _targets(route: Route) -> str:
-    total = sum(route.targets.values()) or 1
-    return ", ".join(f"{target} {weight / total:.0%}" for target, weight in route.targets.items())
-
-
-def _used(route: Route) -> str:
-    return humanize.count(sum(count.requests for count in route.counts))
-
-
-def _limit(value: int) -> str:
-    return humanize.count(value) if value else "-"
-
-
-def _load(tenant: Tenant) -> str:
-    load, quota = tenant.load, tenant.quotas.concurrent_requests
-    running = f"{load.running_requests}/{quota}" if quota else str(load.running_requests)
-    return f"{running} +{load.queued_requests}" if load.queued_requests else running
-
-
-def _memory(tenant: Tenant) -> str:
-    quota = tenant.quotas.resident_bytes
-    used = humanize.size(tenant.load.resident_bytes)
-    return f"{used} / {humanize.size(quota)}" if quota else used
-
-
-def _jobs(tenant: Tenant) -> str:
-    quota = tenant.quotas.queued_jobs
-    return f"{tenant.load.open_jobs}/{quota}" if quota else str(tenant.load.open_jobs or "-")

@@ -17,34 +17,12 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from optiq_tui.widgets.columns import GAP, Column, fit
+
 R = TypeVar("R")
 
-GAP = 2
 KEPT_LINES = 1000
 PARTS = ("header", "cursor", "hover", "empty")
-
-
-@dataclass(frozen=True)
-class Column(Generic[R]):
-    """One column.
-
-    Attributes:
-        title: heading.
-        cell: what a row shows.
-        width: cells that it takes; the least if ``flex``.
-        flex: share of what is left over; 0 for none.
-        right: aligned to the right.
-        drop: where the columns do not fit, the highest go first; 0 stays.
-        sort: what a row is sorted by; None if it cannot be.
-    """
-
-    title: str
-    cell: Callable[[R], Text | str]
-    width: int
-    flex: int = 0
-    right: bool = False
-    drop: int = 0
-    sort: Callable[[R], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -219,20 +197,7 @@ class Table(ScrollView, Generic[R], can_focus=True):
 
     def widths(self) -> list[tuple[int, int]]:
         """Indices of the columns that fit, with their widths."""
-        room = max(0, self.scrollable_content_region.width)
-        shown = list(range(len(self.columns)))
-        while self._taken(shown) > room and any(self.columns[i].drop for i in shown):
-            shown.remove(max(shown, key=lambda i: self.columns[i].drop))
-        flex = sum(self.columns[i].flex for i in shown)
-        left = max(0, room - self._taken(shown))
-        return [(i, self._least(i) + (left * self.columns[i].flex // flex if flex else 0)) for i in shown]
-
-    def _taken(self, shown: Sequence[int]) -> int:
-        return sum(self._least(i) for i in shown) + GAP * (len(shown) - 1)
-
-    def _least(self, i: int) -> int:
-        column = self.columns[i]
-        return max(column.width, len(column.title) + 1) if i == self._sorted_by else column.width
+        return fit(self.columns, self.scrollable_content_region.width, marked=self._sorted_by)
 
     def render_line(self, y: int) -> Strip:
         """One line of the viewport: the heading, then rows from the scroll offset on."""
