@@ -111,14 +111,14 @@ def _block(queries: mx.array, keys: mx.array, values: mx.array, scale: float, ma
             mx.where(mask, split, mx.finfo(mx.float32).min) if mask.dtype == mx.bool_ else split + mask * (1 / scale)
         )
         scores = split.reshape(scores.shape)
-    mantissa, power = _exp_parts(scale)(scores, scores.max(axis=-1, keepdims=True))
+    mantissa, power = exp_parts(scale)(scores, scores.max(axis=-1, keepdims=True))
     weights = mantissa * mx.view(power, mx.float32)
     found = (weights @ values) / weights.sum(axis=-1, keepdims=True)
     return found.reshape(batch, kv_heads, repeats, length, dims)
 
 
 @functools.cache
-def _exp_parts(scale: float) -> Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]:
+def exp_parts(scale: float) -> Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]:
     """Return what splits ``exp(scale * (x - most))`` into a number near 1 and the bits of a power of two.
 
     The polynomial is Cephes' for float32; the product is within 2e-7 of the true value.

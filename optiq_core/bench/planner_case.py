@@ -63,20 +63,20 @@ def measure(case: Any, model: Any, shape: Any) -> dict[str, Any]:
 
     from optiq_core.planner.step import splits
     from optiq_core.train.batches import collate
+    from optiq_core.train.cpu import cross_entropy_for, training_forms
     from optiq_core.train.data import Example
-    from optiq_core.train.layers import recomputed_blocks
     from optiq_core.train.loss import make_loss, to_inputs
     from optiq_core.train.step import make_step
 
     mx.eval(model.parameters())
-    loss = make_loss(split=splits(model), chunk=case.loss_chunk)
+    loss = make_loss(split=splits(model), chunk=case.loss_chunk, cross_entropy=cross_entropy_for(model))
     rng = np.random.default_rng(0)
     examples = [Example(tuple(rng.integers(1, 4000, case.tokens).tolist()), 1) for _ in range(case.batch_size)]
     parts = [collate(examples[at : at + shape.rows]) for at in range(0, len(examples), shape.rows)]
     assert (parts[0].tokens.shape[1] - 1, len(parts[0].positions)) == (shape.width, shape.positions)
     model.train()
     peaks, seconds = [], []
-    with recomputed_blocks(model, case.grad_checkpoint):
+    with training_forms(model, grad_checkpoint=case.grad_checkpoint):
         step = make_step(model, optimizers.Adam(learning_rate=1e-4), loss, compiled=False)
         for _ in range(STEPS):
             inputs = [to_inputs(part) for part in parts]

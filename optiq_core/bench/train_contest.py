@@ -20,8 +20,9 @@ from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.tuner.trainer import TrainingArgs, iterate_batches, train
 
 from optiq_core.train.batches import Batch, collate
+from optiq_core.train.cpu import cross_entropy_for, training_forms
 from optiq_core.train.data import Example
-from optiq_core.train.layers import apply_lora, find_targets, recomputed_blocks
+from optiq_core.train.layers import apply_lora, find_targets
 from optiq_core.train.loss import loss_for, to_inputs
 from optiq_core.train.step import make_step
 
@@ -124,12 +125,16 @@ class Arena:
         return curve
 
     def ours(
-        self, batches: Iterable[Batch | Sequence[Batch]], *, grad_checkpoint: bool = False, loss_chunk: int = 0
+        self,
+        batches: Iterable[Batch | Sequence[Batch]],
+        *,
+        grad_checkpoint: bool = False,
+        loss_chunk: int = 0,
     ) -> Curve:
         """Our trainer's step on the given batches; one in parts accumulates their gradients."""
         curve = Curve()
-        loss = loss_for(self.model, loss_chunk)
-        with self.adapted() as model, recomputed_blocks(model, grad_checkpoint):
+        loss = loss_for(self.model, loss_chunk, cross_entropy_for(self.model))
+        with self.adapted() as model, training_forms(model, grad_checkpoint=grad_checkpoint):
             model.train()
             compiled = mx.default_device() == mx.gpu
             step = make_step(model, optimizers.Adam(learning_rate=LEARNING_RATE), loss, compiled=compiled)

@@ -114,6 +114,13 @@ class Buffers:
             if self.readers[array] == 0:
                 self.release(self.of[array])
 
+    def let_go(self, arrays: Iterable[int]) -> None:
+        """The caller no longer holds these arrays."""
+        for array in arrays:
+            self.readers[array] -= 1
+            if self.readers[array] == 0:
+                self.release(self.of[array])
+
     def _new(self, size: int, kind: Kind) -> int:
         self.sizes.append(size)
         self._references.append(1)

@@ -8,13 +8,14 @@ are given back only when the work that reads them has run, which is some way beh
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from optiq_core.planner.buffers import Buffers, Kind
 from optiq_core.planner.devices import Backend
-from optiq_core.planner.graph import Graph
-from optiq_core.planner.order import evaluation_order
+from optiq_core.planner.graph import Graph, Node
+from optiq_core.planner.order import staged_orders
 from optiq_core.planner.primitives import run
 
 
@@ -83,7 +84,13 @@ class _Queue:
 
 
 def simulate(
-    graph: Graph, kinds: dict[int, Kind], backend: Backend, held: Iterable[int] = (), phases: Iterable[int] = (0,)
+    graph: Graph,
+    kinds: dict[int, Kind],
+    backend: Backend,
+    *,
+    held: Iterable[int] = (),
+    phases: Iterable[int] = (0,),
+    stages: Sequence[tuple[int, ...]] = (),
 ) -> Liveness:
     """Evaluate a graph without computing anything; the fullest of several ways.
 
@@ -96,30 +103,33 @@ def simulate(
         backend: whose rules hold.
         held: inputs that the caller keeps while the graph is evaluated; the others are freed after their last use.
         phases: operations in the open task at the start, one simulation for each.
+        stages: arrays that are evaluated first, one group after the other; the caller lets go of each group.
     """
-    order, keep = evaluation_order(graph), (*graph.outputs, *graph.constants, *held)
-    found = [_simulate(graph, order, Buffers(graph, kinds, keep), backend, phase) for phase in phases]
+    keep = (*graph.outputs, *graph.constants, *held, *(array for stage in stages for array in stage))
+    orders = staged_orders(graph, stages)
+    found = []
+    for phase in phases:
+        buffers = Buffers(graph, kinds, keep)
+        found.append(_simulate(graph, orders, stages, buffers, _Queue(backend, buffers, operations=phase)))
     return max(found, key=lambda liveness: liveness.peak_bytes)
 
 
-def _simulate(graph: Graph, order: list[int], buffers: Buffers, backend: Backend, phase: int) -> Liveness:
-    queue = _Queue(backend, buffers, operations=phase)
+def _simulate(
+    graph: Graph,
+    orders: Sequence[list[int]],
+    stages: Sequence[tuple[int, ...]],
+    buffers: Buffers,
+    queue: _Queue,
+) -> Liveness:
     peak_at = None
-    for index in order:
-        node = graph.nodes[index]
-        before = buffers.peak_bytes
-        temporaries, operations = run(node, buffers, backend)
-        own = {buffers.of[array] for array in node.outputs[:1]}
-        read = {buffers.of[array] for array in (*node.inputs, *node.outputs[1:])} - own
-        moved = sum(buffers.sizes[b] for b in read | own) if backend.bytes_per_task < _NO_LIMIT else 0
-        for buffer in read:
-            buffers.retain(buffer)
-        # Temporaries were allocated with one reference, which passes to the queue.
-        queue.add((*read, *temporaries), operations + 1, moved)
-        buffers.forget(node)
-        if buffers.peak_bytes > before:
-            peak_at = index
-    queue.drain()
+    for order, stage in zip_longest(orders, stages, fillvalue=()):
+        for index in order:
+            before = buffers.peak_bytes
+            _schedule(graph.nodes[index], buffers, queue)
+            if buffers.peak_bytes > before:
+                peak_at = index
+        queue.drain()
+        buffers.let_go(stage)
     label, backward, primitive = _place(graph, peak_at)
     return Liveness(
         peak_bytes=buffers.peak_bytes,
@@ -132,6 +142,19 @@ def _simulate(graph: Graph, order: list[int], buffers: Buffers, backend: Backend
         backward=backward,
         primitive=primitive,
     )
+
+
+def _schedule(node: Node, buffers: Buffers, queue: _Queue) -> None:
+    backend = queue.backend
+    temporaries, operations = run(node, buffers, backend)
+    own = {buffers.of[array] for array in node.outputs[:1]}
+    read = {buffers.of[array] for array in (*node.inputs, *node.outputs[1:])} - own
+    moved = sum(buffers.sizes[b] for b in read | own) if backend.bytes_per_task < _NO_LIMIT else 0
+    for buffer in read:
+        buffers.retain(buffer)
+    # Temporaries were allocated with one reference, which passes to the queue.
+    queue.add((*read, *temporaries), operations + 1, moved)
+    buffers.forget(node)
 
 
 _NO_LIMIT = 1 << 60

@@ -7,6 +7,8 @@ order: a depth-first order reads tens of per cent low.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from optiq_core.planner.graph import Graph
 
 # MLX_BFS_MAX_WIDTH, as it is unless the environment says otherwise.
@@ -49,3 +51,29 @@ def evaluation_order(graph: Graph, max_width: int = MAX_WIDTH) -> list[int]:
     tape.reverse()
     tape.pop()
     return tape
+
+
+def staged_orders(graph: Graph, stages: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Indices of the nodes that each stage evaluates, and last those that the outputs need then.
+
+    Args:
+        graph: with the outputs of the last evaluation.
+        stages: arrays of the evaluations before it.
+    """
+    producer = {array: index for index, node in enumerate(graph.nodes) for array in node.outputs}
+    done: set[int] = set()
+    orders = []
+    for wanted in (*stages, graph.outputs):
+        needed: set[int] = set()
+        stack = [producer[array] for array in wanted if array in producer]
+        while stack:
+            index = stack.pop()
+            if index in needed or index in done:
+                continue
+            needed.add(index)
+            stack += [producer[array] for array in graph.nodes[index].inputs if array in producer]
+        own = sorted(needed)
+        part = Graph(graph.shapes, graph.itemsizes, [graph.nodes[i] for i in own], tuple(wanted))
+        orders.append([own[i] for i in evaluation_order(part)])
+        done |= needed
+    return orders

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from math import prod
 from typing import Any
 
@@ -13,16 +14,19 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from optiq_core.base.metadata import ModuleBits
 from optiq_core.planner.buffers import Kind
-from optiq_core.planner.devices import Backend
+from optiq_core.planner.devices import CPU, Backend
 from optiq_core.planner.graph import Graph, mark_backward
 from optiq_core.planner.liveness import Liveness, simulate
 from optiq_core.planner.plan import StepPlan
 from optiq_core.planner.shape import StepShape
 from optiq_core.planner.trace import Borders, trace
+from optiq_core.train.cpu import cross_entropy_for, fast_blocks, takes_cpu_forms
+from optiq_core.train.exportable import exporting
 from optiq_core.train.layers import apply_lora
 from optiq_core.train.loss import make_loss, model_parts
 from optiq_core.train.preference import preference_loss
 from optiq_core.train.schemes import Method, Objective
+from optiq_core.train.stages import gradient_stages, recording, staged_blocks
 from optiq_core.train.step import make_gradient, make_part
 
 _PRODUCTS = ("Matmul", "AddMM", "QuantizedMatmul", "GatherMM", "GatherQMM")
@@ -78,7 +82,7 @@ def plan_step(model: Any, knobs: Knobs, shape: StepShape, backend: Backend, *, s
     model.train()
     parameters = tree_flatten(model.parameters())
     trained = dict(tree_flatten(model.trainable_parameters()))
-    graph = _gradient_graph(model, parameters, knobs, shape, split)
+    graph, stages = _gradient_graph(model, parameters, knobs, shape, split=split, backend=backend)
     kinds = {
         array: Kind.ADAPTER if name in trained else Kind.BASE
         for array, (name, _) in zip(graph.inputs, parameters, strict=False)
@@ -89,7 +93,7 @@ def plan_step(model: Any, knobs: Knobs, shape: StepShape, backend: Backend, *, s
         sums = graph.inputs[-len(trained) :]
         kinds.update(dict.fromkeys(sums, Kind.TEMPORARY))
         held = graph.inputs[: -len(trained)]
-    gradient = simulate(graph, kinds, backend, held=held, phases=_PHASES)
+    gradient = simulate(graph, kinds, backend, held=held, phases=_PHASES, stages=stages)
     optimizer = optimizers.Adam(learning_rate=1e-4)
     optimizer.init(model.trainable_parameters())
     state = tree_flatten(optimizer.state)
@@ -135,8 +139,15 @@ def forward_signature(model: Any, function: Callable[[mx.array], mx.array], widt
 
 
 def _gradient_graph(
-    model: Any, parameters: list[tuple[str, mx.array]], knobs: Knobs, shape: StepShape, split: bool
-) -> Graph:
+    model: Any,
+    parameters: list[tuple[str, mx.array]],
+    knobs: Knobs,
+    shape: StepShape,
+    *,
+    split: bool,
+    backend: Backend,
+) -> tuple[Graph, list[tuple[int, ...]]]:
+    """The graph, and the arrays that are evaluated one after the other before its outputs."""
     inputs = {
         "tokens": mx.zeros((shape.rows, shape.width + 1), mx.int32),
         "spans": mx.zeros((shape.rows, 2), mx.int32),
@@ -146,8 +157,9 @@ def _gradient_graph(
     if shape.packed:
         inputs["segments"] = mx.zeros((shape.rows, shape.width), mx.int32)
     names = [name for name, _ in parameters]
+    on_cpu = backend.name == CPU.name
     loss = (
-        make_loss(split=split, chunk=knobs.loss_chunk)
+        make_loss(split=split, chunk=knobs.loss_chunk, cross_entropy=cross_entropy_for(model, on_cpu=on_cpu))
         if knobs.objective == "sft"
         else preference_loss(split=split, objective=knobs.objective, beta=1.0)
     )
@@ -158,25 +170,47 @@ def _gradient_graph(
     sums = [mx.zeros_like(value) for value in trainable.values()] if knobs.accumulate else []
     before = [mx.array(1), *sums] if sums else []
 
+    counts: list[int] = []
+
+    def staged(function: Callable[[], tuple[list[mx.array], Any]]) -> list[mx.array]:
+        """Outputs, and behind them the arrays of all stages."""
+        with recording() as stages:
+            outputs, grads = function()
+        stages += gradient_stages(model, grads)
+        found = [] if backend.compiled else stages
+        counts.extend(len(each) for each in found)
+        return [*outputs, *(array for each in found for array in each)]
+
     def step(*arrays: mx.array) -> list[mx.array]:
+        return staged(lambda: computed(*arrays))
+
+    def computed(*arrays: mx.array) -> tuple[list[mx.array], Any]:
         model.update(tree_unflatten(list(zip(names, arrays, strict=False))))
         batch = dict(zip(inputs, arrays[len(names) :], strict=False))
         if not sums:
             value, count, finite, grads = make_gradient(model, loss)(batch)
-            return [value, count, finite, *(grad for _, grad in tree_flatten(grads))]
+            return [value, count, finite, *(grad for _, grad in tree_flatten(grads))], grads
         total, *sofar = arrays[-len(before) :]
         tree = tree_unflatten(list(zip(trainable, sofar, strict=True)))
         value, count, grads = make_part(model, loss)(batch, total, tree)
-        return [value, count, *(grad for _, grad in tree_flatten(grads))]
+        return [value, count, *(grad for _, grad in tree_flatten(grads))], grads
 
     try:
-        with borders.around_blocks(model, knobs.grad_checkpoint):
+        with (
+            exporting(),
+            fast_blocks(model, on_cpu and takes_cpu_forms(model)),
+            borders.around_blocks(model, knobs.grad_checkpoint),
+            staged_blocks(model),
+        ):
             values = [*(value for _, value in parameters), *inputs.values(), *before]
             graph = trace(step, values, borders, differentiated=trained)
     finally:
         model.update(tree_unflatten(parameters))
     mark_backward(graph)
-    return graph
+    ends = list(accumulate((len(graph.outputs) - sum(counts), *counts)))
+    stages = [graph.outputs[begin:end] for begin, end in pairwise(ends)]
+    graph.outputs = graph.outputs[: ends[0]]
+    return graph, stages
 
 
 def _flops(graph: Graph) -> int:

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 from optiq_core.train.adalora import Pruner, with_orthogonality
 from optiq_core.train.config import TrainConfig
+from optiq_core.train.cpu import cross_entropy_for
 from optiq_core.train.data import TrainingData
 from optiq_core.train.layers import apply_lora, merge_grids
 from optiq_core.train.loftq import apply_loftq
@@ -61,7 +62,7 @@ class AdaptedBase:
             self.model.set_dtype(getattr(mx, config.compute_dtype))
         # The head is probed on the bare base; adapters never touch it.
         self.loss: Loss = (
-            loss_for(self.model, config.loss_chunk)
+            loss_for(self.model, config.loss_chunk, cross_entropy_for(self.model))
             if config.objective == "sft"
             else preference_loss_for(self.model, config.objective, config.beta)
         )

@@ -14,10 +14,13 @@ from mlx import nn
 
 from optiq_core.train.batches import Batch
 from optiq_core.train.packed import packed_caches
+from optiq_core.train.stages import stage
 
 Head = Callable[[mx.array], mx.array]
 Inputs = dict[str, mx.array]
 Loss = Callable[[nn.Module, Inputs], tuple[mx.array, mx.array]]
+# From logits [N, V] and targets [N] to nats [N].
+CrossEntropy = Callable[[mx.array, mx.array], mx.array]
 
 _PROBE = [[1, 2, 3, 4]]
 
@@ -47,18 +50,32 @@ def full_loss(model: nn.Module, inputs: Inputs) -> tuple[mx.array, mx.array]:
     return losses.sum() / count, count
 
 
-def sparse_loss(model: nn.Module, body: Head, head: Head, inputs: Inputs) -> tuple[mx.array, mx.array]:
+def sparse_loss(
+    model: nn.Module,
+    body: Head,
+    head: Head,
+    inputs: Inputs,
+    cross_entropy: CrossEntropy = nn.losses.cross_entropy,
+) -> tuple[mx.array, mx.array]:
     """``full_loss`` with the head computed at ``inputs["positions"]`` only."""
     tokens, positions, count = inputs["tokens"], inputs["positions"], inputs["count"]
     hidden = hidden_states(body, model, inputs)
     hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
     targets = tokens[:, 1:].reshape(-1)[positions]
     mask = mx.arange(positions.size) < count
-    losses = nn.losses.cross_entropy(head(hidden).astype(mx.float32), targets) * mask
+    losses = cross_entropy(head(hidden).astype(mx.float32), targets) * mask
     return losses.sum() / count, count
 
 
-def chunked_loss(model: nn.Module, body: Head, head: Head, inputs: Inputs, chunk: int) -> tuple[mx.array, mx.array]:
+def chunked_loss(
+    model: nn.Module,
+    body: Head,
+    head: Head,
+    inputs: Inputs,
+    *,
+    chunk: int,
+    cross_entropy: CrossEntropy = nn.losses.cross_entropy,
+) -> tuple[mx.array, mx.array]:
     """``sparse_loss`` with at most ``chunk`` rows of logits alive at a time.
 
     The head is frozen, so that all that its backward pass yields is a gradient at the hidden states. Each chunk
@@ -71,7 +88,7 @@ def chunked_loss(model: nn.Module, body: Head, head: Head, inputs: Inputs, chunk
     mask = mx.arange(positions.size) < count
 
     def total(rows: mx.array, at: slice) -> mx.array:
-        return (nn.losses.cross_entropy(head(rows).astype(mx.float32), targets[at]) * mask[at]).sum()
+        return (cross_entropy(head(rows).astype(mx.float32), targets[at]) * mask[at]).sum()
 
     frozen = mx.stop_gradient(hidden)
     losses: list[mx.array] = []
@@ -82,6 +99,8 @@ def chunked_loss(model: nn.Module, body: Head, head: Head, inputs: Inputs, chunk
         if slopes:
             rows = mx.depends([rows], [losses[-1], slopes[-1]])[0]
         value, slope = mx.value_and_grad(total)(rows, at)
+        stage(value)
+        stage(slope)
         losses.append(value)
         slopes.append(slope)
     # Worth nothing, but its gradient at the hidden states is the one that was computed.
@@ -89,17 +108,18 @@ def chunked_loss(model: nn.Module, body: Head, head: Head, inputs: Inputs, chunk
     return (mx.stop_gradient(sum(losses, mx.array(0.0))) + carrier) / count, count
 
 
-def loss_for(model: nn.Module, chunk: int = 0) -> Loss:
+def loss_for(model: nn.Module, chunk: int = 0, cross_entropy: CrossEntropy = nn.losses.cross_entropy) -> Loss:
     """The cheapest loss that is exact for this model.
 
     Args:
         model: asked on four tokens whether its head can be taken off.
         chunk: rows of logits to hold at a time, 0 for all; no effect where the head cannot be taken off.
+        cross_entropy: of the head's logits; no effect where the head cannot be taken off.
     """
-    return make_loss(split=split_head(model) is not None, chunk=chunk)
+    return make_loss(split=split_head(model) is not None, chunk=chunk, cross_entropy=cross_entropy)
 
 
-def make_loss(*, split: bool, chunk: int = 0) -> Loss:
+def make_loss(*, split: bool, chunk: int = 0, cross_entropy: CrossEntropy = nn.losses.cross_entropy) -> Loss:
     """The loss for a model of which it is known whether its head can be taken off."""
     if not split:
         return full_loss
@@ -108,8 +128,8 @@ def make_loss(*, split: bool, chunk: int = 0) -> Loss:
         parts = model_parts(current)
         assert parts is not None
         if 0 < chunk < inputs["positions"].size:
-            return chunked_loss(current, *parts, inputs, chunk)
-        return sparse_loss(current, *parts, inputs)
+            return chunked_loss(current, *parts, inputs, chunk=chunk, cross_entropy=cross_entropy)
+        return sparse_loss(current, *parts, inputs, cross_entropy)
 
     return loss
 

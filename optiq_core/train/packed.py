@@ -8,9 +8,14 @@ whether it does (:func:`check_packable`), and one with recurrent layers, whose s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
 from optiq_core.errors import TrainingError
@@ -31,18 +36,30 @@ class PackedCache:
 
     def __init__(self, segments: mx.array) -> None:
         self._segments = segments
+        self.windowed = False
+
+    @cached_property
+    def bounds(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """First and last position, the latter not included, of every example of every row; waits for the segments."""
+        return tuple(tuple(_runs(row)) for row in np.array(self._segments))
 
     def make_mask(self, length: int, *, return_array: bool = False, window_size: int | None = None) -> mx.array:
         """Tokens of the same example that are not later, at most ``window_size`` of them: ``[B, 1, T, T]``."""
         at = mx.arange(length)
         mask = (at[:, None] >= at[None]) & (self._segments[:, :, None] == self._segments[:, None, :])
         if window_size is not None:
+            self.windowed = True
             mask = mask & (at[:, None] < at[None] + window_size)
         return mask[:, None]
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Keys and values of this call are all there are."""
         return keys, values
+
+
+def _runs(row: npt.NDArray[np.int32]) -> Iterator[tuple[int, int]]:
+    edges = [0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), len(row)]
+    return ((begin, end) for begin, end in pairwise(edges) if row[begin])
 
 
 def packed_caches(model: Any, segments: mx.array) -> list[PackedCache]:

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from optiq_core.train.loss import Inputs, Loss, number
 from optiq_core.train.parallel import Processes
+from optiq_core.train.stages import evaluate, gradient_stages, recording, stage
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def make_gradient(model: nn.Module, loss: Loss) -> Callable[[Inputs], tuple[mx.a
 
     def gradient(inputs: Inputs) -> tuple[mx.array, mx.array, mx.array, Any]:
         (value, count), grads = value_and_grad(model, inputs)
+        stage(value)
         squares = [mx.square(grad.astype(mx.float32)).sum() for _, grad in tree_flatten(grads)]
         finite = mx.isfinite(value) & mx.isfinite(sum(squares, mx.array(0.0)))
         return value, count, finite, grads
@@ -54,6 +56,7 @@ def make_part(model: nn.Module, loss: Loss) -> Callable[[Inputs, mx.array, Any],
 
     def part(inputs: Inputs, total: mx.array, sums: Any) -> tuple[mx.array, mx.array, Any]:
         (value, count), grads = value_and_grad(model, inputs)
+        stage(value)
         share = count / total
         return value * share, count, tree_map(lambda sofar, grad: sofar + grad * share.astype(grad.dtype), sums, grads)
 
@@ -109,7 +112,11 @@ def make_step(
         update = partial(mx.compile, inputs=changed, outputs=changed)(update)
 
     def whole(inputs: Inputs) -> tuple[float, int, bool, Any]:
-        value, count, finite, grads = gradient(inputs)
+        with recording() as stages:
+            value, count, finite, grads = gradient(inputs)
+        if not compiled:
+            stages += gradient_stages(model, grads)
+            evaluate(stages)
         mx.eval(value, count, finite, grads)
         return number(value), int(number(count)), bool(finite.item()), grads
 
@@ -121,7 +128,11 @@ def make_step(
         for inputs in parts:
             if not proceed():
                 raise InterruptedStepError
-            value, count, sums = part(inputs, total, sums)
+            with recording() as stages:
+                value, count, sums = part(inputs, total, sums)
+            if not compiled:
+                stages += gradient_stages(model, sums)
+                evaluate(stages)
             mx.eval(value, count, sums)
             loss_sum += number(value)
             tokens += int(number(count))

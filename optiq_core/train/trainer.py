@@ -20,10 +20,11 @@ from optiq_core.train.batches import Batch, BatchOrder
 from optiq_core.train.card import make_card
 from optiq_core.train.checkpoint import RunState, restore_best, restore_checkpoint, save_best, save_checkpoint
 from optiq_core.train.config import TrainConfig
+from optiq_core.train.cpu import training_forms
 from optiq_core.train.data import TrainingData
 from optiq_core.train.events import CheckpointSaved, Event, Progress, ShortOfMemory, Shrunk, Started, StepPeak, Warned
 from optiq_core.train.guard import MemoryGuard, ShortOfMemoryError
-from optiq_core.train.layers import exported_tensors, recomputed_blocks
+from optiq_core.train.layers import exported_tensors
 from optiq_core.train.loss import to_inputs
 from optiq_core.train.meter import Meter
 from optiq_core.train.optim import build_optimizer
@@ -155,7 +156,7 @@ class _Run:
         )
         for message in self.data.warnings(self.config.max_seq_length):
             self.on_event(Warned(message))
-        with recomputed_blocks(self.model, self.config.grad_checkpoint):
+        with training_forms(self.model, grad_checkpoint=self.config.grad_checkpoint):
             outcome = self._loop()
         self.model.eval()
         if outcome == "succeeded" and self.processes.first:

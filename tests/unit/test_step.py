@@ -135,7 +135,7 @@ def test_attention_in_blocks_is_attention(kind: str, monkeypatch: pytest.MonkeyP
 
 def test_the_parts_of_an_exponential_are_as_near_as_float32_can_tell() -> None:
     x = mx.linspace(-40, 0, 100_001)
-    mantissa, power = attention._exp_parts(1.0)(x, mx.array(0.0))
+    mantissa, power = attention.exp_parts(1.0)(x, mx.array(0.0))
     ours = np.array(mantissa * mx.view(power, mx.float32), np.float64)
     exact = np.exp(np.array(x, np.float64))
     assert np.abs(ours / exact - 1).max() < 3e-7

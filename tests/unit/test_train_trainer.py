@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from optiq_core.base import load_base
 from optiq_core.errors import TrainingError
 from optiq_core.train import adapted, trainer
 from optiq_core.train.card import base_name
+from optiq_core.train.cpu import cross_entropy_for, training_forms
 from optiq_core.train.events import CheckpointSaved, Progress, Started, Warned
 from optiq_core.train.layers import recomputed_blocks
 from optiq_core.train.step import make_step
@@ -139,6 +141,9 @@ def test_recomputing_activations_changes_nothing_but_memory(lab: Lab) -> None:
 def test_the_compiled_step_takes_the_same_steps(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.run("eager", dropout=0.1)
     monkeypatch.setattr(trainer, "make_step", lambda *args, compiled, **rest: make_step(*args, compiled=True, **rest))
+    # As on a GPU: the CPU's forms have no place in a compiled step.
+    monkeypatch.setattr(trainer, "training_forms", partial(training_forms, on_cpu=False))
+    monkeypatch.setattr(adapted, "cross_entropy_for", partial(cross_entropy_for, on_cpu=False))
     lab.run("compiled", dropout=0.1)
     for name, value in lab.weights("eager").items():
         assert np.allclose(value, lab.weights("compiled")[name], atol=1e-5), name
@@ -151,8 +156,8 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run_when_they
     calls = iter(range(1000))
     exact = adapted.loss_for
 
-    def poisoned(model: nn.Module, chunk: int) -> Any:
-        loss = exact(model, chunk)
+    def poisoned(model: nn.Module, chunk: int, cross_entropy: Any) -> Any:
+        loss = exact(model, chunk, cross_entropy)
 
         def value(current: nn.Module, inputs: Any) -> Any:
             result, count = loss(current, inputs)
