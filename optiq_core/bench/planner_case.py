@@ -16,7 +16,7 @@ def predict(case: Any) -> tuple[Any, dict[str, Any]]:
     """The lazy model of a case, and what the planner says of it."""
     from optiq_core.planner.devices import CPU
     from optiq_core.planner.shape import full_shape
-    from optiq_core.planner.step import Knobs, plan_step
+    from optiq_core.planner.step import Knobs, plan_step, splits
     from optiq_core.train.layers import find_targets
 
     started = time.perf_counter()
@@ -30,8 +30,10 @@ def predict(case: Any) -> tuple[Any, dict[str, Any]]:
         accumulate=0 < case.micro < case.batch_size,
     )
     shape = full_shape(min(case.micro or case.batch_size, case.batch_size), case.tokens)
-    plan = plan_step(model, knobs, shape, CPU)
-    return model, {"plan": plan, "shape": shape, "plan_s": time.perf_counter() - started}
+    # Of the bare base, as the trainer asks: dropout draws anew in every call.
+    split = splits(model)
+    plan = plan_step(model, knobs, shape, CPU, split=split)
+    return model, {"plan": plan, "shape": shape, "split": split, "plan_s": time.perf_counter() - started}
 
 
 def _lazy(case: Any) -> Any:
@@ -55,13 +57,12 @@ def _lazy(case: Any) -> Any:
     return model
 
 
-def measure(case: Any, model: Any, shape: Any) -> dict[str, Any]:
+def measure(case: Any, model: Any, shape: Any, *, split: bool) -> dict[str, Any]:
     """Take some steps of the case with the trainer's own step; bytes of each step's peak."""
     import mlx.core as mx
     import numpy as np
     from mlx import optimizers
 
-    from optiq_core.planner.step import splits
     from optiq_core.train.batches import collate
     from optiq_core.train.cpu import cross_entropy_for, training_forms
     from optiq_core.train.data import Example
@@ -69,7 +70,7 @@ def measure(case: Any, model: Any, shape: Any) -> dict[str, Any]:
     from optiq_core.train.step import make_step
 
     mx.eval(model.parameters())
-    loss = make_loss(split=splits(model), chunk=case.loss_chunk, cross_entropy=cross_entropy_for(model))
+    loss = make_loss(split=split, chunk=case.loss_chunk, cross_entropy=cross_entropy_for(model))
     rng = np.random.default_rng(0)
     examples = [Example(tuple(rng.integers(1, 4000, case.tokens).tolist()), 1) for _ in range(case.batch_size)]
     parts = [collate(examples[at : at + shape.rows]) for at in range(0, len(examples), shape.rows)]
@@ -112,7 +113,7 @@ def main(argument: str) -> None:
         admitted = calibration.bound(predicted["plan"].peak_bytes) <= asked["free_bytes"]
         if admitted:
             _limit_memory(asked["free_bytes"])
-    measured = measure(case, model, predicted["shape"])
+    measured = measure(case, model, predicted["shape"], split=predicted["split"])
     plan = msgspec.to_builtins(predicted["plan"])
     print(json.dumps({"plan": plan, "plan_s": predicted["plan_s"], "admitted": admitted, **measured}))
 

@@ -42,7 +42,7 @@ def exponentials(x: mx.array, most: mx.array) -> mx.array:
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """Keeps both."""
-    return spread(gate, 4) * up
+    return spread(gate, 3) * up
 
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
@@ -69,7 +69,9 @@ def attention(found: mx.array, queries: mx.array, keys: mx.array, values: mx.arr
     scores = (rows[..., :1] * keys[0, :, None, :, 0]).sum(axis=-1, keepdims=True)
     seen = (rows[..., 1:2] * values[0, :, None, :, 0]).sum(axis=-1, keepdims=True)
     touched = (scores + seen).reshape(1, heads, block, 1)
-    # Every input is read as a whole.
-    whole = queries * queries + mx.repeat(keys * values, heads // kv_heads, axis=1)
+    # Every input is kept as a whole: a column holds on to all of them.
+    columns = queries[..., :1] * queries[..., 1:2] + mx.repeat(
+        keys[..., 1:2] * values[..., 1:2], heads // kv_heads, axis=1
+    )
     rest = mx.zeros((1, heads, length - block, 1), queries.dtype)
-    return found + mx.concatenate([touched, rest], axis=2) + whole
+    return found + (mx.concatenate([touched, rest], axis=2) + columns)

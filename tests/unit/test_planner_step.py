@@ -29,5 +29,5 @@ def test_the_peak_of_a_step_is_foreseen(case: Case) -> None:
     gc.collect()
     others = mx.get_active_memory()
     model, predicted = predict(case)
-    peak = max(measure(case, model, predicted["shape"])["peaks"]) - others
+    peak = max(measure(case, model, predicted["shape"], split=predicted["split"])["peaks"]) - others
     assert predicted["plan"].peak_bytes == pytest.approx(peak, rel=0.06)
