@@ -15,7 +15,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import base as models
+from mlx_lm.models import llama, qwen2, qwen3
 from mlx_lm.models.cache import BatchKVCache, KVCache
+
+# Classes whose forward pass is that of Llama's attention, queries and keys normalised before in Qwen 3.
+ATTENTION_CLASSES = (llama.Attention, qwen2.Attention, qwen3.Attention)
 
 # Scores of a block of queries: 2 MB of float32.
 _BLOCK = 1 << 19

@@ -16,6 +16,10 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models import llama, qwen2, qwen3
+
+# Classes whose forward pass is down(silu(gate(x)) * up(x)).
+GATED_CLASSES = (llama.MLP, qwen2.MLP, qwen3.MLP)
 
 _KERNEL_PRODUCTS = 1_000_000
 _WIDTHS = (64, 32, 16)

@@ -7,10 +7,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
-from mlx_lm.models import llama, qwen2, qwen3
 
-from ..base.attention import BlockedAttention
+from ..base.attention import ATTENTION_CLASSES, BlockedAttention
 from ..base.blocked import (
+    GATED_CLASSES,
     BlockedEmbedding,
     BlockedLinear,
     FusedRMSNorm,
@@ -19,11 +19,6 @@ from ..base.blocked import (
     SharedRoPE,
     block_width,
 )
-
-# Classes whose forward pass is down(silu(gate(x)) * up(x)).
-_GATED = (llama.MLP, qwen2.MLP, qwen3.MLP)
-# Classes whose forward pass is that of BlockedAttention.
-_ATTENTION = (llama.Attention, qwen2.Attention, qwen3.Attention)
 
 
 def prepare_for_cpu(model: nn.Module) -> None:
@@ -42,9 +37,9 @@ def prepare_for_cpu(model: nn.Module) -> None:
             model.update_modules(tree_unflatten([(path, new)]))
     # Last, around the linear modules that they hold now.
     for path, module in list(model.named_modules()):
-        if type(module) in _GATED:
+        if type(module) in GATED_CLASSES:
             model.update_modules(tree_unflatten([(path, GatedMLP(module))]))
-        elif type(module) in _ATTENTION:
+        elif type(module) in ATTENTION_CLASSES:
             model.update_modules(tree_unflatten([(path, BlockedAttention(module))]))
 
 

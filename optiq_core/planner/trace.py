@@ -18,6 +18,7 @@ from optiq_core.planner.graph import (
     restore_copies,
     restore_repeats,
 )
+from optiq_core.train.patches import patched_blocks
 
 # Scalars that mark the borders of regions: 64-bit, and nowhere else in a model.
 _FIRST_TOKEN = 0x6F70_7469_7100_0000
@@ -68,14 +69,8 @@ class Borders:
     def around_blocks(self, model: Any, recompute: bool) -> Iterator[None]:
         """While entered, every block of a model is a region."""
         labels = {id(block): f"layer {i}" for i, block in enumerate(model.layers)}
-        originals = {kind: kind.__call__ for kind in {type(block) for block in model.layers}}
-        for kind, original in originals.items():
-            kind.__call__ = self._block(original, labels, recompute)
-        try:
+        with patched_blocks(model, lambda call: self._block(call, labels, recompute)):
             yield
-        finally:
-            for kind, original in originals.items():
-                kind.__call__ = original
 
     def _block(self, call: Any, labels: dict[int, str], recompute: bool) -> Any:
         def bordered(block: Any, *args: Any, **kwargs: Any) -> Any:

@@ -12,20 +12,17 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
-from mlx_lm.models import llama, qwen2, qwen3
 
+from optiq_core.base.attention import ATTENTION_CLASSES
+from optiq_core.base.blocked import GATED_CLASSES
 from optiq_core.train.cpu_attention import causal_attention
 from optiq_core.train.cpu_ops import cross_entropy, rotate, swiglu
 from optiq_core.train.exportable import is_exporting
 from optiq_core.train.layers import recomputed_blocks
 from optiq_core.train.loss import CrossEntropy
 from optiq_core.train.packed import PackedCache
+from optiq_core.train.patches import patched_calls
 from optiq_core.train.stages import staged_blocks
-
-# Classes whose forward pass is down(silu(gate(x)) * up(x)).
-_GATED = (llama.MLP, qwen2.MLP, qwen3.MLP)
-# Classes whose forward pass is that of Llama's attention, queries and keys normalised before in Qwen 3.
-_ATTENTION = (llama.Attention, qwen2.Attention, qwen3.Attention)
 
 
 def takes_cpu_forms(model: nn.Module) -> bool:
@@ -60,17 +57,11 @@ def training_forms(model: nn.Module, *, grad_checkpoint: bool, on_cpu: bool | No
 def fast_blocks(model: nn.Module, enabled: bool) -> Iterator[None]:
     """Patch the classes of the model's modules that have a CPU form."""
     kinds = {type(module) for _, module in model.named_modules()} if enabled else set()
-    patches: dict[Any, Any] = dict.fromkeys(kinds & set(_GATED), _gated)
-    patches |= {kind: _attention(kind.__call__) for kind in kinds & set(_ATTENTION)}
+    patches: dict[Any, Any] = dict.fromkeys(kinds & set(GATED_CLASSES), _gated)
+    patches |= {kind: _attention(kind.__call__) for kind in kinds & set(ATTENTION_CLASSES)}
     patches |= {kind: _rope(kind.__call__) for kind in kinds & {nn.RoPE}}
-    originals = {kind: kind.__call__ for kind in patches}
-    for kind, call in patches.items():
-        kind.__call__ = call
-    try:
+    with patched_calls(patches):
         yield
-    finally:
-        for kind, call in originals.items():
-            kind.__call__ = call
 
 
 def _gated(mlp: Any, x: mx.array) -> mx.array:

@@ -17,6 +17,7 @@ from optiq_core.errors import TrainingError
 from optiq_core.train.adalora import AdaLinear
 from optiq_core.train.config import TrainConfig
 from optiq_core.train.dora import DoraLinear
+from optiq_core.train.patches import patched_blocks
 from optiq_core.train.quantized import FLOAT_BITS, QaLoraLinear, QatLinear
 from optiq_core.train.schemes import Method
 
@@ -171,14 +172,8 @@ def recomputed_blocks(model: Any, enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    originals = {kind: kind.__call__ for kind in {type(block) for block in model.layers}}
-    for kind, original in originals.items():
-        kind.__call__ = _checkpointed(original)
-    try:
+    with patched_blocks(model, _checkpointed):
         yield
-    finally:
-        for kind, original in originals.items():
-            kind.__call__ = original
 
 
 def _checkpointed(call: Any) -> Any:

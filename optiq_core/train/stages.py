@@ -15,6 +15,8 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from optiq_core.train.patches import patched_blocks
+
 Stage = tuple[mx.array, ...]
 
 _recorded: ContextVar[list[Stage] | None] = ContextVar("recorded", default=None)
@@ -41,14 +43,8 @@ def stage(*arrays: mx.array) -> None:
 @contextmanager
 def staged_blocks(model: Any) -> Iterator[None]:
     """While entered, the output of every block is a stage. Enter it last of what patches blocks."""
-    originals = {kind: kind.__call__ for kind in {type(block) for block in model.layers}}
-    for kind, original in originals.items():
-        kind.__call__ = _staged(original)
-    try:
+    with patched_blocks(model, _staged):
         yield
-    finally:
-        for kind, original in originals.items():
-            kind.__call__ = original
 
 
 def _staged(call: Any) -> Any:
