@@ -14,7 +14,7 @@ from .converted import EMBEDDED_ARGUMENTS, converted
 from .device import DeviceProfile, setup_device
 from .embedded import MODEL_NAME, SHA256, Progress, embedded_gguf
 from .load_in import LoadIn, quantize_at_load
-from .metadata import BaseMetadata, read_config, read_metadata, read_safetensors_header, weight_files
+from .metadata import BaseMetadata, context_length, read_config, read_metadata, read_safetensors_header, weight_files
 from .paths import cache_path
 
 EMBEDDED = "embedded"
@@ -54,8 +54,7 @@ class LoadedBase:
     @property
     def max_context(self) -> int:
         """Longest context in tokens, 0 if the model does not say."""
-        text = self.config.get("text_config") or self.config
-        return int(text.get("max_position_embeddings") or 0)
+        return context_length(self.config)
 
 
 def resolve_base(model: str, *, progress: Progress | None = None) -> Path:

@@ -191,6 +191,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def context_length(config: dict[str, Any]) -> int:
+    """Longest context in tokens, 0 if the model's configuration does not say."""
+    text = config.get("text_config") or config
+    return int(text.get("max_position_embeddings") or 0)
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the weight files that mlx-lm would load, in order.
 

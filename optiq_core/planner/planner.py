@@ -11,6 +11,7 @@ import mlx.core as mx
 import msgspec
 
 from optiq_core.base.load_in import LoadIn
+from optiq_core.base.metadata import context_length, read_config
 from optiq_core.planner.calibration import Calibration
 from optiq_core.planner.ceilings import Ceiling
 from optiq_core.planner.devices import BACKENDS
@@ -27,7 +28,7 @@ from optiq_core.train.targets import rank_targets, ranks_of
 
 # Steps that are unrolled over time are traced up to this width and extrapolated beyond.
 _UNROLLED_WIDTHS = (32, 48, 64)
-_MAX_TOKENS = 1 << 20
+_MAX_TOKENS = 1 << 17
 _MAX_BATCH = 1 << 12
 
 
@@ -132,12 +133,12 @@ class Planner:
         return at(shape)
 
     def longest(self, config: TrainConfig) -> int:
-        """Most tokens per example that fit, 0 if none do; the data's own lengths do not matter here."""
+        """Most tokens per example that fit, up to the model's context, 0 if none do; the data does not matter here."""
 
         def fits(tokens: int) -> bool:
             return self._shape_fits(config, self._full(config, config.rows_at_a_time, tokens))
 
-        return _largest(fits, 8, _MAX_TOKENS)
+        return _largest(fits, 8, context_length(read_config(self.folder)) or _MAX_TOKENS)
 
     def largest_batch(self, config: TrainConfig) -> int:
         """Most examples per step that fit, each as long as the configuration allows."""
@@ -163,7 +164,7 @@ class Planner:
 
 
 def _largest(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """The largest value up to ``high`` that fits, 0 if ``low`` does not; to an eighth above 64, exact below."""
+    """The largest value up to ``high`` that fits, 0 if ``low`` does not; exact below 64, to a 32nd above."""
     if not fits(low):
         return 0
     good, bad = low, low
@@ -174,7 +175,7 @@ def _largest(fits: Callable[[int], bool], low: int, high: int) -> int:
         good = bad
         if good == high:
             return high
-    while bad - good > max(1, good // 64):
+    while bad - good > max(1, good // 32):
         middle = (good + bad) // 2
         good, bad = (middle, bad) if fits(middle) else (good, middle)
     return good

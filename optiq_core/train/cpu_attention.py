@@ -20,8 +20,9 @@ from optiq_core.train.cpu_ops import exponentials
 Bounds = tuple[tuple[int, int], ...]
 Attention = Callable[[mx.array, mx.array, mx.array], mx.array]
 
-# Scores of a block of queries: 1 MB of float32.
+# Scores of a block of queries: 1 MB of float32, or what fewest queries take.
 _BLOCK = 1 << 18
+_FEWEST = 48
 _HIDDEN = -1e30
 
 
@@ -54,7 +55,8 @@ def _attend(inputs: tuple[mx.array, mx.array, mx.array], rows: Sequence[Bounds],
     for row, bounds in enumerate(rows):
         parts = []
         for begin, end, first in _blocks(bounds, grouped.shape):
-            weights, total = _weights(grouped[row], keys[row], (begin, end, first), scale)
+            asked = _after(grouped[row], parts[-1:])
+            weights, total = _weights(asked, keys[row], (begin, end, first), scale)
             part = (weights @ values[row, :, first:end]) / total
             parts.append(part.reshape(*grouped.shape[1:3], end - begin, -1))
         found.append(_joined(parts, bounds, grouped[row], axis=2))
@@ -77,7 +79,8 @@ def _attention(rows: tuple[Bounds, ...], scale: float) -> Attention:
             of_keys: list[mx.array] = []
             of_values: list[mx.array] = []
             for begin, end, first in _blocks(bounds, grouped.shape):
-                weights, total = _weights(grouped[row], keys[row], (begin, end, first), scale)
+                asked = _after(grouped[row], of_queries[-1:] + of_keys[-1:] + of_values[-1:])
+                weights, total = _weights(asked, keys[row], (begin, end, first), scale)
                 seen = slice(first, end)
                 # Rows' sums divide the small side of the products.
                 towards = _rows(slope[row, :, :, begin:end]) / total
@@ -106,9 +109,14 @@ def _blocks(bounds: Bounds, shape: Sequence[int]) -> Iterator[tuple[int, int, in
     """First and last query of each block, the latter not included, and the first key of its example."""
     heads = shape[1] * shape[2]
     for first, last in bounds:
-        step = max(1, _BLOCK // (heads * (last - first)))
+        step = max(_FEWEST, _BLOCK // (heads * (last - first)))
         for begin in range(first, last, step):
             yield begin, min(begin + step, last), first
+
+
+def _after(array: mx.array, done: list[mx.array]) -> mx.array:
+    """All of a block before any of the next: MLX goes breadth-first, and every block's weights would live at once."""
+    return cast(mx.array, mx.depends(array, done)) if done else array
 
 
 def _weights(grouped: mx.array, keys: mx.array, block: tuple[int, int, int], scale: float) -> tuple[mx.array, mx.array]:

@@ -77,6 +77,12 @@ def test_the_longest_that_fits_fits_and_the_next_does_not(folder: Path) -> None:
     assert not planner.judge(msgspec.structs.replace(config, max_seq_length=found * 5 // 4)).fits
 
 
+def test_the_longest_is_no_longer_than_the_models_context(folder: Path) -> None:
+    context = CONFIGS["llama"]["max_position_embeddings"]
+    lean = msgspec.structs.replace(CONFIG, batch_size=1, num_layers=1, loss_chunk=64, grad_checkpoint=True)
+    assert Planner(folder, ceiling(1 << 40)).longest(lean) == context
+
+
 def test_the_command_plans_from_a_configuration_alone(folder: Path) -> None:
     runner = CliRunner()
     done = runner.invoke(plan, [str(folder), "--max-seq-length", "129", "--json"])
