@@ -192,7 +192,7 @@ class Bench:
         return {"shapes": counts["packed"], "all_shapes": counts, "live_buffers_max": max(live.values()), "live": live}
 
     def longest(self) -> list[dict[str, Any]]:
-        """Tokens of one example that fit, up to the model's context, by what is switched on; as the planner traces it."""
+        """Tokens of one example that fit, up to the model's context, by what is switched on, as planned."""
         rows = []
         for limit in (1, 2, 4):
             planner = self._planner(limit, ())

@@ -26,7 +26,7 @@ class QatLinear(LowRankLinear):
     """Computes with the merged weight as it is after quantizing, and differentiates as if it were not rounded.
 
     Straight-through on the sum: with ``w = W + s (A B)^T`` the weight is ``w + stop_gradient(Q(w) - w)``, so that the
-    adapter learns what survives a merge. Rounding the base's weight alone would change nothing: it is rounded already.
+    adapter learns what survives a merge. The sum is rounded anew: its groups get scales and biases of their own.
 
     Args:
         linear: plain or quantized.
