@@ -58,15 +58,16 @@ def run(file: Path | None, preset: str | None, output: Path, as_json: bool) -> N
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory of the search.")
 @click.option("--budget-mb", type=float, help="Base and adapter, in MB; if absent what 5 bits per weight take.")
 @click.option("--proxy-trials", type=int, help="Choices to rate by what was measured once (default 600).")
-@click.option("--short-trials", type=int, help="Choices to train for a few steps (default 16).")
+@click.option("--short-trials", type=int, help="Choices to train for a few steps (default 24).")
 @click.option("--short-steps", type=int, help="Steps of these trainings (default 12).")
 @click.option("--finalists", type=int, help="Choices to train and score in full (default 1).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def search(*, file: Path | None, preset: str | None, output: Path, as_json: bool, **settings: float | None) -> None:
-    """Search bits and rank for groups of layers within a budget of bytes, and compare with the one-shot solution.
+    """Search bits and rank of every layer within a budget of bytes, and compare with the one-shot solution.
 
-    The space is 4 parts of the blocks, attention and feed-forward apart, and the embeddings with the head; 4 or 8 bits
-    for each, and rank 2, 4, 8 or 16 where an adapter is trained.
+    The search gives groups of layers more or less weight in sharing out the bits, and base ranks: 4 parts of the
+    blocks, attention and feed-forward apart, and the embeddings with the head. All weights at 1 are the one-shot
+    solution: 4 or 8 bits by sensitivity, ranks by bits.
     """
     chosen = _chosen(file, preset)
     try:

@@ -80,9 +80,9 @@ class Lab:
             raise SearchError("items.valid: a search compares validation losses; give it some items")
 
     @property
-    def protected(self) -> set[str]:
-        """Modules that a conversion gives the most bits first."""
-        return protected_paths(self._targets, PROTECTED)
+    def rank(self) -> int:
+        """Of a module at 4 bits, without a search."""
+        return self._config.rank
 
     def space(self, progress: Callable[[float, str], None]) -> Space:
         """Measure what every choice costs: one pass backwards over a calibration text, and one over training data."""
@@ -103,12 +103,14 @@ class Lab:
                 stored={o.bits: o.stored_bits(t.size, size.scale_bits) for o in t.options},
                 kl={o.bits: kl[t.path][o.label] for o in t.options},
                 rank_cost=targets[t.path].cost if t.path in targets else 0,
-                captured=captured.get(t.path),
+                captured=captured.get(t.path, ()),
             )
             for t in self._targets
         )
-        ranks = tuple(sorted(set(self._settings.ranks)))
-        return Space(modules, self.bits, ranks, -(-size.other_bits // 8))
+        # With the rank of the solution without a search, which is a choice too.
+        ranks = tuple(sorted({*self._settings.ranks, self._config.rank}))
+        protected = frozenset(protected_paths(self._targets, PROTECTED))
+        return Space(modules, self.bits, ranks, -(-size.other_bits // 8), protected)
 
     def short_loss(self, chosen: Assignment) -> float:
         """Validation loss, in nats per token, after a short training with these bits and ranks; the same every time."""
@@ -142,8 +144,8 @@ class Lab:
             {**msgspec.structs.asdict(self._config), "rank_scaling": "pattern", "rank_pattern": dict(chosen.ranks)}
         )
 
-    def _captured(self, paths: list[str]) -> dict[str, dict[int, float]]:
-        """Rank to the sum of as many largest squared singular values of the gradient, by module."""
+    def _captured(self, paths: list[str]) -> dict[str, list[float]]:
+        """Sums of the largest squared singular values of the gradient, of one, two and so on, by module."""
         model: Any = self._base.model
         modules = dict(model.named_modules())
         loss = loss_for(model)
@@ -163,10 +165,7 @@ class Lab:
         found = {}
         for path in paths:
             values = np.linalg.svd(np.array(sums[path], np.float32), compute_uv=False)
-            kept = np.cumsum(np.square(values, dtype=np.float64))
-            ranks = {rank: float(kept[min(rank, len(kept)) - 1]) for rank in self._settings.ranks}
-            # The whole is a choice too: shares are of all that could be captured.
-            found[path] = ranks | {len(kept): float(kept[-1])}
+            found[path] = np.cumsum(np.square(values, dtype=np.float64)).tolist()
         return found
 
 

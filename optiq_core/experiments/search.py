@@ -3,7 +3,7 @@
 Three stages, each dearer and shorter than the one before:
 
 1. ``proxy``: NSGA-II (Deb et al., 2002) over the sum of measured KL divergences and the share of the training loss's
-   squared gradient that the ranks capture. It begins at the one-shot solutions: bits by sensitivity, ranks by bits.
+   squared gradient that the ranks capture. It begins at solutions without a search: bits by sensitivity, ranks by bits.
 2. ``short``: the front of the first stage, spread out, is trained for a few steps; a tree-structured Parzen estimator
    (Bergstra et al., 2011) proposes some more from the validation losses.
 3. ``full``: the best ones and the one-shot solution at the same bytes become a grid that is trained and scored like any
@@ -43,7 +43,7 @@ ONE_SHOT = "one-shot"
 _SEARCH_FILE = "search.json"
 _JOURNAL = "optuna.journal"
 # Of the short trials, those that come from the proxies' front; the rest is proposed from what they gave.
-_FROM_FRONT = 0.7
+_FROM_FRONT = 0.5
 _PROPOSALS = 50
 _DONE = "done"
 
@@ -91,12 +91,12 @@ def search(
 
     lab = Lab(base, experiment, folder / "work")
     space = lab.space(lambda share, what: on_progress(SearchProgress("measuring", round(100 * share), 100, what)))
-    plain = _one_shot(space, experiment, lab.protected)
-    budget = space.bytes(plain) if not settings.budget_mb else int(settings.budget_mb * 1e6)
+    plain = space.one_shot(int(settings.budget_mb * 1e6) or space.default_budget(lab.rank), lab.rank)
+    budget = int(settings.budget_mb * 1e6) or space.bytes(plain)
     stages = _Stages(space=space, lab=lab, experiment=experiment, folder=folder, budget=budget, on_progress=on_progress)
     front = stages.rate()
     one_shot, short = stages.train_shortly(plain, front)
-    finalists = {f"found-{i}": space.assign(t.groups) for i, t in enumerate(short[: settings.finalists], 1)}
+    finalists = {f"found-{i}": space.assign(t.groups, budget) for i, t in enumerate(short[: settings.finalists], 1)}
     named = [msgspec.structs.replace(t, name=n) for n, t in zip(finalists, short, strict=False)]
     report = stages.train_fully({ONE_SHOT: plain, **finalists})
     return SearchResult(budget, stages.rated, len(front), one_shot, [*named, *short[len(named) :]], report)
@@ -118,7 +118,7 @@ class _Stages:
         self._storage = JournalStorage(JournalFileBackend(str(folder / _JOURNAL)))
         self.rated = 0
 
-    def rate(self) -> list[dict[str, int]]:
+    def rate(self) -> list[dict[str, float]]:
         """Rate choices by proxies; returns those that no other beats, by rising KL."""
         settings = self._settings
         sampler = optuna.samplers.NSGAIISampler(
@@ -126,17 +126,17 @@ class _Stages:
         )
         study = self._study("proxy", ["minimize", "maximize"], sampler)
         if not study.trials:
-            for rank in settings.ranks:
-                self._enqueue(study, self._grouped(rank))
+            for rank in self._space.ranks:
+                self._enqueue(study, self._space.neutral(rank))
         while (done := len(_complete(study))) < settings.proxy_trials:
             if done % 20 == 0:
                 self._tell(SearchProgress("proxy", done, settings.proxy_trials, "rating"))
             trial = study.ask()
-            chosen = self._space.assign(self._suggest(trial))
+            chosen = self._assign(self._suggest(trial))
             trial.set_constraint("bytes", self._space.bytes(chosen) / self._budget - 1)
             study.tell(trial, [self._space.kl(chosen), self._space.captured(chosen)])
         self.rated = done
-        front: dict[tuple[int, ...], dict[str, int]] = {}
+        front: dict[tuple[float, ...], dict[str, float]] = {}
         for best in sorted(study.best_trials, key=lambda t: t.values):
             if self._fits(best.params):
                 front.setdefault(tuple(best.params.values()), dict(best.params))
@@ -144,7 +144,7 @@ class _Stages:
             raise SearchError(f"budget: none of {done} choices fits into {self._budget / 1e6:.2f} MB; raise it")
         return list(front.values())
 
-    def train_shortly(self, plain: Assignment, front: Sequence[dict[str, int]]) -> tuple[Trial, list[Trial]]:
+    def train_shortly(self, plain: Assignment, front: Sequence[dict[str, float]]) -> tuple[Trial, list[Trial]]:
         """Train the one-shot solution and some of the front for a few steps; returns it, and them by rising loss."""
         settings = self._settings
         picked = _spread(front, max(1, round(_FROM_FRONT * settings.short_trials)))
@@ -171,10 +171,10 @@ class _Stages:
                 study.tell(trial, state=TrialState.FAIL)
                 rejected += 1
                 continue
-            chosen = self._space.assign(params)
+            chosen = self._assign(params)
             study.tell(trial, [self._lab.short_loss(chosen), self._space.bytes(chosen)])
         study.set_user_attr(_DONE, True)
-        found = [self._trial(t.params, self._space.assign(t.params), t.values[0]) for t in _complete(study)]
+        found = [self._trial(t.params, self._assign(t.params), t.values[0]) for t in _complete(study)]
         return self._trial({}, plain, loss, ONE_SHOT), sorted(found, key=lambda t: t.short_loss)
 
     def train_fully(self, chosen: Mapping[str, Assignment]) -> Report:
@@ -211,25 +211,20 @@ class _Stages:
             study_name=name, directions=directions, sampler=sampler, storage=self._storage, load_if_exists=True
         )
 
-    def _enqueue(self, study: optuna.Study, params: Mapping[str, int] | None) -> None:
-        if params:
-            study.enqueue_trial(dict(params), skip_if_exists=True)
+    def _enqueue(self, study: optuna.Study, params: Mapping[str, float]) -> None:
+        study.enqueue_trial(dict(params), skip_if_exists=True)
 
-    def _grouped(self, rank: int) -> dict[str, int] | None:
-        """The one-shot solution on groups; None where the budget is too small for this rank."""
-        try:
-            return self._space.grouped_one_shot(self._budget, rank)
-        except SearchError:
-            return None
-
-    def _suggest(self, trial: Asked) -> dict[str, int]:
+    def _suggest(self, trial: Asked) -> dict[str, float]:
         parameters = self._space.parameters
-        return {name: int(trial.suggest_categorical(name, choices)) for name, choices in parameters.items()}
+        return {name: float(trial.suggest_categorical(name, choices)) for name, choices in parameters.items()}
 
-    def _fits(self, params: Mapping[str, int]) -> bool:
-        return self._space.bytes(self._space.assign(params)) <= self._budget
+    def _assign(self, params: Mapping[str, float]) -> Assignment:
+        return self._space.assign(params, self._budget)
 
-    def _trial(self, params: Mapping[str, int], chosen: Assignment, loss: float, name: str = "") -> Trial:
+    def _fits(self, params: Mapping[str, float]) -> bool:
+        return self._space.bytes(self._assign(params)) <= self._budget
+
+    def _trial(self, params: Mapping[str, float], chosen: Assignment, loss: float, name: str = "") -> Trial:
         space = self._space
         return Trial(
             name=name,
@@ -241,18 +236,11 @@ class _Stages:
         )
 
 
-def _one_shot(space: Space, experiment: Experiment, protected: set[str]) -> Assignment:
-    """The solution without a search, within the budget that is set, or else the default one."""
-    rank = experiment.train_config(Configuration(name=ONE_SHOT, train={"rank_scaling": "by_bits"}), "data", 0).rank
-    budget = int(experiment.search.budget_mb * 1e6)
-    return space.one_shot(budget or space.default_budget(rank), rank, protected)
-
-
 def _complete(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
-def _spread(front: Sequence[dict[str, int]], count: int) -> list[dict[str, int]]:
+def _spread(front: Sequence[dict[str, float]], count: int) -> list[dict[str, float]]:
     """At most so many of them, both ends and what lies evenly between."""
     if len(front) <= count or count == 1:
         return list(front[:count])

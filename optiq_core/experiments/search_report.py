@@ -15,14 +15,15 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: ``one-shot``, ``found-1`` and so on for what was trained in full; empty for the others.
-        groups: bits and rank by group; empty for the one-shot solution, which chooses module by module.
+        groups: weight and base rank by group, see :class:`optiq_core.experiments.space.Space`; empty for the one-shot
+            solution.
         kl: sum of the modules' KL divergences.
         captured: share of the training loss's squared gradient that the ranks capture.
         short_loss: validation loss after the short training.
     """
 
     name: str = ""
-    groups: dict[str, int] = {}
+    groups: dict[str, float] = {}
     bytes: int
     kl: float
     captured: float
@@ -75,6 +76,6 @@ class SearchResult:
         ]
         for trial in self.short:
             if trial.name:
-                chosen = ", ".join(f"{name} {value}" for name, value in trial.groups.items())
+                chosen = ", ".join(f"{name} {value:g}" for name, value in trial.groups.items())
                 lines += ["", f"{trial.name}: {chosen}."]
         return "\n".join(lines) + "\n\n" + self.report.as_markdown()

@@ -1,4 +1,8 @@
-"""The space of a joint search: bits and rank for groups of layers, what a choice weighs, and the one-shot solution.
+"""The space of a joint search: what a choice weighs, and the one-shot solution as one point of it.
+
+A choice gives every group of layers a weight and a base rank. The weight multiplies the group's KL divergences before
+one knapsack over all modules spends the budget, so that every choice takes about the same bytes, bits are chosen module
+by module, and all weights at 1 are the solution without a search. Ranks follow bits within a group.
 
 A module's bytes are those of its quantized weight with scales, and of its adapter's parameters in float32, which is
 what serving holds; a file in mlx-lm's format pads every module to the adapter's largest rank. No MLX here.
@@ -7,12 +11,14 @@ what serving holds; a file in mlx-lm's format pads every module to the adapter's
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from optiq_core.errors import OptiqError
 from optiq_core.quant.allocate import Choice, Item, allocate_greedy, protect
 
+# What a group's KL divergences can be multiplied by.
+WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _ADAPTER_BYTES = 4
 # by_bits: rank of a module over that of one at 4 bits.
 _BASE_BITS = 4
@@ -28,12 +34,12 @@ class Module:
 
     Attributes:
         path: dotted.
-        group: modules of one group get the same bits and the same rank.
+        group: modules of one group share a weight and a base rank.
         stored: bits to the size of the quantized weight on disk, in bits, scales included.
         kl: bits to the KL divergence that quantizing this module alone causes, in nats per token.
         rank_cost: parameters of one rank; 0 where it is not adapted.
-        captured: rank to the part of the loss's squared gradient that lies in as many directions; empty where it is
-            not adapted.
+        captured: the part of the loss's squared gradient that lies in one direction, in two, and so on up to all;
+            empty where it is not adapted.
     """
 
     path: str
@@ -41,7 +47,7 @@ class Module:
     stored: Mapping[int, int]
     kl: Mapping[int, float]
     rank_cost: int = 0
-    captured: Mapping[int, float] | None = None
+    captured: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -59,14 +65,17 @@ class Space:
     Attributes:
         modules: in the order of the forward pass.
         bits: to choose from, ascending.
-        ranks: to choose from, ascending.
+        ranks: of a module at 4 bits, to choose from, ascending.
         other_bytes: of what is in the base besides these modules.
+        protected: modules that get the most bits first, as far as the budget reaches and their group's weight is 1 or
+            more.
     """
 
     modules: tuple[Module, ...]
     bits: tuple[int, ...]
     ranks: tuple[int, ...]
     other_bytes: int
+    protected: frozenset[str] = frozenset()
 
     @property
     def groups(self) -> list[str]:
@@ -79,17 +88,36 @@ class Space:
         return list(dict.fromkeys(m.group for m in self.modules if m.rank_cost))
 
     @property
-    def parameters(self) -> dict[str, list[int]]:
+    def parameters(self) -> dict[str, tuple[float, ...]]:
         """The search's parameters by name, and what each can be."""
-        bits = {f"bits {group}": list(self.bits) for group in self.groups}
-        return bits | {f"rank {group}": list(self.ranks) for group in self.adapted_groups}
+        weights = {f"weight {group}": WEIGHTS for group in self.groups}
+        return weights | {f"rank {group}": self.ranks for group in self.adapted_groups}
 
-    def assign(self, parameters: Mapping[str, int]) -> Assignment:
-        """The modules' bits and ranks for values of :attr:`parameters`."""
-        return Assignment(
-            {m.path: parameters[f"bits {m.group}"] for m in self.modules},
-            {m.path: parameters[f"rank {m.group}"] for m in self.modules if m.rank_cost},
-        )
+    def neutral(self, rank: int) -> dict[str, float]:
+        """Values of :attr:`parameters` that stand for no search: :meth:`one_shot`."""
+        weights: dict[str, float] = {f"weight {group}": 1.0 for group in self.groups}
+        return weights | {f"rank {group}": rank for group in self.adapted_groups}
+
+    def assign(self, parameters: Mapping[str, float], budget: int) -> Assignment:
+        """The modules' bits and ranks for values of :attr:`parameters`.
+
+        A module's bits decide its rank, so that one knapsack pays for both.
+
+        Args:
+            parameters: of every group.
+            budget: bytes of base and adapter; where the fewest bits take more, these.
+        """
+        rank = {m.path: int(parameters[f"rank {m.group}"]) for m in self._adapted}
+        weight = {m.path: parameters[f"weight {m.group}"] for m in self.modules}
+        items = [self._item(m, weight[m.path], rank.get(m.path, 0)) for m in self.modules]
+        room = 8 * (budget - self.other_bytes)
+        if sum(item.choices[0].cost for item in items) > room:
+            bits = {item.path: int(item.choices[0].label) for item in items}
+        else:
+            first = {path for path in self.protected if weight[path] >= 1}
+            kept, _ = protect(items, room, first)
+            bits = {path: int(choice.label) for path, choice in allocate_greedy(kept, room).chosen.items()}
+        return Assignment(bits, {path: _by_bits(own, bits[path]) for path, own in rank.items()})
 
     def bytes(self, chosen: Assignment) -> int:
         """Bytes of base and adapter."""
@@ -102,9 +130,9 @@ class Space:
 
     def captured(self, chosen: Assignment) -> float:
         """Share of the loss's squared gradient that the ranks have directions for, from 0 to 1."""
-        adapted = [m for m in self.modules if m.captured]
-        whole = sum(max((m.captured or {}).values()) for m in adapted)
-        return sum((m.captured or {})[chosen.ranks[m.path]] for m in adapted) / whole if whole else 0.0
+        whole = sum(m.captured[-1] for m in self._adapted)
+        kept = sum(m.captured[min(chosen.ranks[m.path], len(m.captured)) - 1] for m in self._adapted)
+        return kept / whole if whole else 0.0
 
     def default_budget(self, rank: int) -> int:
         """Bytes an eighth of the way from the fewest bits everywhere to the most, adapters with ranks by bits included.
@@ -119,34 +147,22 @@ class Space:
         )
         return low + (high - low) // 8
 
-    def one_shot(self, budget: int, rank: int, protected: Iterable[str] = ()) -> Assignment:
+    def one_shot(self, budget: int, rank: int) -> Assignment:
         """What the pipeline does without a search: bits by sensitivity, module by module, and ranks by bits.
-
-        A module's bits decide its rank, so that one knapsack pays for both.
 
         Args:
             budget: bytes of base and adapter.
             rank: of a module at 4 bits.
-            protected: modules that get the most bits first.
 
         Raises:
             SearchError: the budget is too small for this rank.
         """
-        items = [self._item(m.path, [m], lambda bits: _by_bits(rank, bits)) for m in self.modules]
-        bits = self._allocate(items, budget, set(protected))
-        return Assignment(bits, {m.path: _by_bits(rank, bits[m.path]) for m in self._adapted})
-
-    def grouped_one_shot(self, budget: int, rank: int) -> dict[str, int]:
-        """The same rule on whole groups: values of :attr:`parameters`, where a search can begin.
-
-        Raises:
-            SearchError: the budget is too small for this rank.
-        """
-        members = {g: [m for m in self.modules if m.group == g] for g in self.groups}
-        items = [self._item(g, own, lambda bits: self._near(rank * bits / _BASE_BITS)) for g, own in members.items()]
-        bits = self._allocate(items, budget, set())
-        ranks = {g: self._near(rank * bits[g] / _BASE_BITS) for g in self.adapted_groups}
-        return {f"bits {g}": b for g, b in bits.items()} | {f"rank {g}": r for g, r in ranks.items()}
+        chosen = self.assign(self.neutral(rank), budget)
+        if (least := self.bytes(chosen)) > budget:
+            raise SearchError(
+                f"budget: {budget / 1e6:.2f} MB, and the fewest bits with their adapter take {least / 1e6:.2f} MB"
+            )
+        return chosen
 
     @property
     def _adapted(self) -> list[Module]:
@@ -155,28 +171,13 @@ class Space:
     def _adapter_bytes(self, ranks: Mapping[str, int]) -> int:
         return _ADAPTER_BYTES * sum(ranks[m.path] * m.rank_cost for m in self._adapted)
 
-    def _item(self, name: str, members: Sequence[Module], rank_of: Callable[[int], int]) -> Item:
-        """Modules that share their bits; a choice costs its weights and the adapter that goes with it."""
-        per_rank = 8 * _ADAPTER_BYTES * sum(m.rank_cost for m in members)
+    def _item(self, module: Module, weight: float, rank: int) -> Item:
+        """A module for the knapsack; a choice costs its weights and the adapter that goes with it."""
+        per_rank = 8 * _ADAPTER_BYTES * module.rank_cost
         choices = [
-            Choice(str(b), sum(m.stored[b] for m in members) + rank_of(b) * per_rank, sum(m.kl[b] for m in members))
-            for b in self.bits
+            Choice(str(b), module.stored[b] + _by_bits(rank, b) * per_rank, weight * module.kl[b]) for b in self.bits
         ]
-        return Item(name, tuple(sorted(choices, key=lambda c: (c.cost, c.kl))))
-
-    def _allocate(self, items: Sequence[Item], budget: int, protected: set[str]) -> dict[str, int]:
-        room = 8 * (budget - self.other_bytes)
-        least = sum(item.choices[0].cost for item in items)
-        if least > room:
-            raise SearchError(
-                f"budget: {budget / 1e6:.2f} MB, and the fewest bits with their adapter take "
-                f"{(least / 8 + self.other_bytes) / 1e6:.2f} MB"
-            )
-        kept, _ = protect(items, room, protected)
-        return {path: int(choice.label) for path, choice in allocate_greedy(kept, room).chosen.items()}
-
-    def _near(self, rank: float) -> int:
-        return min(self.ranks, key=lambda own: (abs(own - rank), own))
+        return Item(module.path, tuple(sorted(choices, key=lambda c: (c.cost, c.kl))))
 
 
 def _by_bits(rank: int, bits: int) -> int:

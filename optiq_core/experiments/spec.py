@@ -83,9 +83,10 @@ class SearchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         base: key of ``bases``; what it has quantized is dequantized first.
         budget_mb: bytes of base and adapter, in millions; 0 is what the one-shot solution takes an eighth of the way
             from the fewest bits to the most: 5 bits per weight with 4 and 8 in groups of 64.
-        bits, group_size: what a group of layers can be quantized to.
-        ranks: what a group of adapted layers can get.
-        parts: of the stack of blocks; each has a group for attention and one for the rest.
+        bits, group_size: what a layer can be quantized to.
+        ranks: what an adapted layer at 4 bits can get; at more bits it gets more, in proportion.
+        parts: of the stack of blocks; each has a group for attention and one for the rest, which share a rank and a
+            weight in sharing out the bits.
         proxy_trials: choices to rate by what was measured once; they take milliseconds.
         short_trials, short_steps: choices to train for so many steps.
         finalists: choices to train and score in full, beside the one-shot solution, on every seed.
@@ -99,7 +100,7 @@ class SearchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ranks: tuple[int, ...] = (2, 4, 8, 16)
     parts: int = 4
     proxy_trials: int = 600
-    short_trials: int = 16
+    short_trials: int = 24
     short_steps: int = 12
     finalists: int = 1
     seed: int = 0

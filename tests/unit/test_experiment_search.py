@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -13,13 +14,13 @@ from click.testing import CliRunner
 
 from optiq_core.base.metadata import read_metadata
 from optiq_core.experiments.cli import experiment
-from optiq_core.experiments.space import Module, SearchError, Space
+from optiq_core.experiments.space import Assignment, Module, SearchError, Space
 from optiq_core.experiments.spec import SpecError, load_experiment
 from tests.unit.train_tiny import write_tiny_base
 
 
 def module(name: str, group: str, size: int, kl: float, rank_cost: int = 0) -> Module:
-    captured = {2: kl, 4: 1.5 * kl, 8: 1.6 * kl, 64: 2 * kl} if rank_cost else None
+    captured = [kl * part for part in (0.5, 1.0, 1.25, 1.5, 1.5, 1.6, 1.6, 1.6, 2.0)] if rank_cost else ()
     return Module(name, group, {4: 4 * size, 8: 8 * size}, {4: kl, 8: kl / 100}, rank_cost, captured)
 
 
@@ -38,8 +39,7 @@ SPACE = Space(
 
 
 def test_bytes_divergence_and_captured_gradient_are_sums_over_the_modules() -> None:
-    parameters = {name: choices[0] for name, choices in SPACE.parameters.items()}
-    chosen = SPACE.assign({**parameters, "bits ends": 8, "rank attention 1-1": 8})
+    chosen = Assignment({"embed": 8, "a.q": 4, "a.up": 4, "b.q": 4, "b.up": 4}, {"a.q": 2, "b.q": 8})
     # 50 + 400 bytes of embeddings, 600 weights of half a byte, and (2 + 8) * 10 parameters of 4 bytes.
     assert SPACE.bytes(chosen) == 50 + 400 + 300 + 400
     assert SPACE.kl(chosen) == pytest.approx(0.004 + 0.9 + 0.1 + 0.2 + 0.3)
@@ -51,20 +51,39 @@ def test_the_one_shot_solution_fits_and_spends_bits_where_they_count(budget: int
     chosen = SPACE.one_shot(budget, 2)
     assert SPACE.bytes(chosen) <= budget
     assert chosen.ranks == {path: chosen.bits[path] // 2 for path in ("a.q", "b.q")}
-    grouped = SPACE.grouped_one_shot(budget, 2)
-    assert SPACE.bytes(SPACE.assign(grouped)) <= budget
-    # Every group is one module here, so that both rules solve the same knapsack.
-    assert SPACE.assign(grouped) == chosen
     if budget < 2000:
         assert any(bits == 4 for bits in chosen.bits.values())
+        paths = [m.path for m in SPACE.modules]
         everything = [
-            SPACE.assign(dict(zip(SPACE.parameters, values, strict=True)))
-            for values in product(*SPACE.parameters.values())
+            Assignment(bits, {path: bits[path] // 2 for path in chosen.ranks})
+            for bits in (dict(zip(paths, values, strict=True)) for values in product((4, 8), repeat=len(paths)))
         ]
         cheapest = min(SPACE.kl(c) for c in everything if SPACE.bytes(c) <= budget)
         assert SPACE.kl(chosen) <= cheapest + 0.4
     else:
         assert set(chosen.bits.values()) == {8}
+
+
+def test_a_choice_without_weights_is_the_one_shot_solution_and_others_move_bits_and_ranks() -> None:
+    budget = 1100
+    neutral = SPACE.neutral(2)
+    assert neutral.keys() == SPACE.parameters.keys()
+    assert all(value in SPACE.parameters[name] for name, value in neutral.items())
+    plain = SPACE.assign(neutral, budget)
+    assert plain == SPACE.one_shot(budget, 2)
+    assert (plain.bits["embed"], plain.bits["b.up"]) == (4, 8)
+    moved = SPACE.assign({**neutral, "weight ends": 4, "weight ffn 1-1": 0.25, "rank attention 1-1": 4}, budget)
+    assert (moved.bits["embed"], moved.bits["b.up"]) == (8, 4)
+    assert moved.ranks["b.q"] == moved.bits["b.q"]
+    assert SPACE.bytes(moved) <= budget
+
+
+def test_protected_modules_come_first_unless_their_group_weighs_less() -> None:
+    space = replace(SPACE, protected=frozenset({"a.up"}))
+    neutral = space.neutral(2)
+    assert SPACE.one_shot(900, 2).bits["a.up"] == 4
+    assert space.one_shot(900, 2).bits["a.up"] == 8
+    assert space.assign({**neutral, "weight ffn 0-0": 0.5}, 900).bits["a.up"] == 4
 
 
 def test_a_budget_that_is_too_small_says_what_it_takes() -> None:
@@ -113,11 +132,12 @@ def test_a_search_is_compared_with_the_one_shot_solution_and_goes_on_where_it_wa
     one_shot, searched = found["full"]["rows"]
     assert (one_shot["name"], searched["name"]) == ("one-shot", "found-1")
 
-    # The bases have the bits that were chosen, and their sizes are those that the search reckoned with.
+    # The base has the bits that decided its ranks, and its size is that which the search reckoned with.
     bits = read_metadata(tmp_path / "out/bases/found-1").layer_bits
-    assert bits["model.layers.0.self_attn.q_proj"] == best["groups"]["bits attention 0-0"]
-    assert bits["model.layers.1.mlp.up_proj"] == best["groups"]["bits ffn 1-1"]
-    assert bits["model.embed_tokens"] == best["groups"]["bits ends"]
+    run = tmp_path / "out/full/runs/found-1/seed-0/run.json"
+    for path, rank in json.loads(run.read_text())["train"]["rank_pattern"].items():
+        part = path.split(".")[2]
+        assert rank == best["groups"][f"rank attention {part}-{part}"] * bits[path] / 4
     whole = searched["base_bytes"] + searched["adapter_bytes"]
     assert best["bytes"] < whole < best["bytes"] + 12_000
 
