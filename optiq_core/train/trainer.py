@@ -259,7 +259,12 @@ class _Run:
     def _parts(self, order: BatchOrder) -> list[Batch]:
         """The next batch, in parts that fit."""
         step = self.state.step
-        rows = self.guard.rows(self.rows, lambda rows: max(part.tokens.size for part in order.parts(step, rows)))
+
+        def tokens(rows: int) -> int:
+            # A process may have no row of a batch.
+            return max((part.tokens.size for part in order.parts(step, rows)), default=0)
+
+        rows = self.guard.rows(self.rows, tokens)
         if rows < self.rows:
             self.rows = rows
             self.on_event(Shrunk(rows))
@@ -267,6 +272,8 @@ class _Run:
 
     def _note_peak(self, parts: Sequence[Batch]) -> None:
         """Report the peak of a step whose largest part is larger than any before."""
+        if not parts:
+            return
         largest = max(parts, key=lambda part: part.tokens.size)
         peak = self.guard.end(largest.tokens.size)
         if largest.tokens.size > self.most_tokens:
