@@ -158,9 +158,13 @@ class _Narrator:
     def show_search(self, progress: SearchProgress) -> None:
         """The same for a search."""
         unit = "%" if progress.stage == "measuring" else f"/{progress.total}"
-        line = f"{progress.stage} {progress.done}{unit} · {progress.detail}{_left(progress.seconds_left)}"
-        where = progress.stage if progress.stage in ("measuring", "proxy") else f"{progress.stage} {progress.done}{unit}"
-        self._write(line, where, last=progress.stage == "full" and progress.detail == "finished")
+        at = f"{progress.stage} {progress.done}{unit}"
+        where = progress.stage if progress.stage in ("measuring", "proxy") else at
+        self._write(
+            f"{at} · {progress.detail}{_left(progress.seconds_left)}",
+            where,
+            last=progress.stage == "full" and progress.detail == "finished",
+        )
 
     def _write(self, line: str, where: str, *, last: bool) -> None:
         if self._terminal:
