@@ -136,17 +136,20 @@ class _Stages:
             trial.set_constraint("bytes", self._space.bytes(chosen) / self._budget - 1)
             study.tell(trial, [self._space.kl(chosen), self._space.captured(chosen)])
         self.rated = done
-        front: dict[tuple[float, ...], dict[str, float]] = {}
+        front: list[dict[str, float]] = []
+        seen: list[Assignment] = []
         for best in sorted(study.best_trials, key=lambda t: t.values):
-            if self._fits(best.params):
-                front.setdefault(tuple(best.params.values()), dict(best.params))
+            chosen = self._assign(best.params)
+            if self._space.bytes(chosen) <= self._budget and chosen not in seen:
+                seen.append(chosen)
+                front.append(dict(best.params))
         if not front:
             raise SearchError(f"budget: none of {done} choices fits into {self._budget / 1e6:.2f} MB; raise it")
-        return list(front.values())
+        return front
 
     def train_shortly(self, plain: Assignment, front: Sequence[dict[str, float]]) -> tuple[Trial, list[Trial]]:
         """Train the one-shot solution and some of the front for a few steps; returns it, and them by rising loss."""
-        settings = self._settings
+        settings, space = self._settings, self._space
         picked = _spread(front, max(1, round(_FROM_FRONT * settings.short_trials)))
         sampler = optuna.samplers.TPESampler(n_startup_trials=len(picked), seed=settings.seed)
         study = self._study("short", ["minimize", "minimize"], sampler)
@@ -159,20 +162,22 @@ class _Stages:
         if not study.trials:
             for params in picked:
                 self._enqueue(study, params)
-        before = len(_complete(study))
+        known = [self._assign(trial.params) for trial in _complete(study)]
+        before = len(known)
         # What follows builds on these trials: once they are done, there are no others.
         rejected = _PROPOSALS if _DONE in study.user_attrs else 0
         while (done := len(_complete(study))) < settings.short_trials and rejected < _PROPOSALS:
             share = (time.monotonic() - began) / (done - before + 1)
             self._tell(SearchProgress("short", done + 1, total, "training", share * (settings.short_trials - done)))
             trial = study.ask()
-            params = self._suggest(trial)
-            if not self._fits(params) or any(params == known.params for known in _complete(study)):
+            chosen = self._assign(self._suggest(trial))
+            # Other weights may share out the bits in the same way.
+            if space.bytes(chosen) > self._budget or chosen in [plain, *known]:
                 study.tell(trial, state=TrialState.FAIL)
                 rejected += 1
                 continue
-            chosen = self._assign(params)
-            study.tell(trial, [self._lab.short_loss(chosen), self._space.bytes(chosen)])
+            known.append(chosen)
+            study.tell(trial, [self._lab.short_loss(chosen), space.bytes(chosen)])
         study.set_user_attr(_DONE, True)
         found = [self._trial(t.params, self._assign(t.params), t.values[0]) for t in _complete(study)]
         return self._trial({}, plain, loss, ONE_SHOT), sorted(found, key=lambda t: t.short_loss)
@@ -220,9 +225,6 @@ class _Stages:
 
     def _assign(self, params: Mapping[str, float]) -> Assignment:
         return self._space.assign(params, self._budget)
-
-    def _fits(self, params: Mapping[str, float]) -> bool:
-        return self._space.bytes(self._assign(params)) <= self._budget
 
     def _trial(self, params: Mapping[str, float], chosen: Assignment, loss: float, name: str = "") -> Trial:
         space = self._space
