@@ -53,7 +53,7 @@ def _attend(inputs: tuple[mx.array, mx.array, mx.array], rows: Sequence[Bounds],
     grouped = _grouped(queries, keys)
     found = []
     for row, bounds in enumerate(rows):
-        parts = []
+        parts: list[mx.array] = []
         for begin, end, first in _blocks(bounds, grouped.shape):
             asked = _after(grouped[row], parts[-1:])
             weights, total = _weights(asked, keys[row], (begin, end, first), scale)
