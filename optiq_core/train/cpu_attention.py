@@ -20,7 +20,7 @@ from optiq_core.train.cpu_ops import exponentials
 Bounds = tuple[tuple[int, int], ...]
 Attention = Callable[[mx.array, mx.array, mx.array], mx.array]
 
-# Scores of a block of queries: 1 MB of float32, or what fewest queries take.
+# Scores of a block of queries: 1 MB of float32, but no fewer queries than pay for the block's operations.
 _BLOCK = 1 << 18
 _FEWEST = 48
 _HIDDEN = -1e30
