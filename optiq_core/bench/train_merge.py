@@ -48,14 +48,15 @@ def kept_by_a_merge(base: Any, *, steps: int, narrate: Callable[[str], None]) ->
         narrate("training without QAT")
         served, plain = arena.trained(base, 0)
 
-        def kept(base: Any, bits: int) -> dict[str, float]:
+        def kept(base: Any, bits: int) -> dict[str, Any]:
             narrate(f"training with QAT for {bits} bits")
             _, own = arena.trained(base, bits)
-            grids = merge_grids(base.metadata, arena.config(bits), arena.paths(plain)) or {}
+            grids = merge_grids(base.metadata, arena.config(bits), _adapted(plain)) or {}
             losses = {"with": arena.merged(own, grids), "without": arena.merged(plain, grids)}
             return {
                 **{f"kept_{name}": (bare - loss) / (bare - served) for name, loss in losses.items()},
                 **{f"loss_merged_{name}": loss for name, loss in losses.items()},
+                "bits": sorted({grid.bits for grid in grids.values()}),
             }
 
         unquantized = dataclasses.replace(base, metadata=msgspec.structs.replace(base.metadata, modules={}))
@@ -92,10 +93,6 @@ class _Arena:
             qat_bits=bits,
         )
 
-    def paths(self, tensors: Mapping[str, mx.array]) -> list[str]:
-        """The adapted modules."""
-        return sorted({name.rpartition(".")[0] for name in tensors})
-
     def loss(self) -> float:
         """Mean over the answer tokens of the held-out items."""
         return mean_loss(self._model, full_loss, self._data.valid.examples[: _BATCH * 64], rows=_BATCH)[0]
@@ -107,7 +104,7 @@ class _Arena:
             train(base, self.config(bits), data=self._data, out_dir=out / "out", checkpoint_dir=out / "checkpoint")
         tensors = exported_tensors(self._model)
         loss = self.loss()
-        self._restore(self.paths(tensors))
+        self._restore(_adapted(tensors))
         return loss, tensors
 
     def merged(self, tensors: Mapping[str, mx.array], grids: Mapping[str, ModuleBits]) -> float:
@@ -130,3 +127,8 @@ class _Arena:
     def _restore(self, paths: list[str]) -> None:
         self._model.update_modules(tree_unflatten([(path, self._bare[path]) for path in paths]))
         mx.clear_cache()
+
+
+def _adapted(tensors: Mapping[str, mx.array]) -> list[str]:
+    """The modules that an adapter's tensors belong to."""
+    return sorted({name.rpartition(".")[0] for name in tensors})

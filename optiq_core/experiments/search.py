@@ -91,8 +91,9 @@ def search(
 
     lab = Lab(base, experiment, folder / "work")
     space = lab.space(lambda share, what: on_progress(SearchProgress("measuring", round(100 * share), 100, what)))
-    plain = space.one_shot(int(settings.budget_mb * 1e6) or space.default_budget(lab.rank), lab.rank)
-    budget = int(settings.budget_mb * 1e6) or space.bytes(plain)
+    asked = int(settings.budget_mb * 1e6)
+    plain = space.one_shot(asked or space.default_budget(lab.rank), lab.rank)
+    budget = asked or space.bytes(plain)
     stages = _Stages(space=space, lab=lab, experiment=experiment, folder=folder, budget=budget, on_progress=on_progress)
     front = stages.rate()
     one_shot, short = stages.train_shortly(plain, front)

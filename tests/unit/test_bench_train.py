@@ -52,7 +52,10 @@ def test_what_a_merge_keeps_is_measured_on_the_same_data_and_leaves_the_base_alo
 
     base = load_base(write_tiny_base(tmp_path / "base"))
     found = kept_by_a_merge(base, steps=2, narrate=lambda text: None)
+    assert found["bits"] == [4, 8]
+    assert [kept["bits"] for kept in found["from_float"].values()] == [[4], [2]]
     assert found["loss_adapter"] < found["loss_bare"]
+    assert {"kept_with", "kept_without"} <= found.keys()
     for kept in (found, *found["from_float"].values()):
         assert kept["kept_without"] == pytest.approx(
             (found["loss_bare"] - kept["loss_merged_without"]) / (found["loss_bare"] - found["loss_adapter"])

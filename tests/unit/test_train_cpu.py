@@ -62,10 +62,10 @@ def test_rotation_and_its_gradient() -> None:
     )
 
 
-@pytest.mark.parametrize("fewest", [48, 2])
-def test_attention_of_each_example_and_its_gradients(fewest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One block of queries for each example, and blocks of two; the first row ends in padding."""
-    monkeypatch.setattr(cpu_attention, "_BLOCK", 0)
+@pytest.mark.parametrize(("block", "fewest"), [(1 << 18, 48), (150, 1), (0, 2)])
+def test_attention_of_each_example_and_its_gradients(block: int, fewest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block of queries for each example, blocks of a few, and blocks of two; the first row ends in padding."""
+    monkeypatch.setattr(cpu_attention, "_BLOCK", block)
     monkeypatch.setattr(cpu_attention, "_FEWEST", fewest)
     rows = (((0, 7), (7, 8), (8, 25)), ((0, 30),))
     segments = mx.array([[1] * 7 + [2] + [3] * 17 + [0] * 5, [1] * 30])
